@@ -1,0 +1,1 @@
+"""What travels between LlamaNet's parts: identities, records, datagrams and messages. No sockets, no clocks, no trio."""

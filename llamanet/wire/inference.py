@@ -1,0 +1,265 @@
+"""The messages between a client and a node's websocket endpoint.
+
+One connection carries many requests; every message but `Failed` about the connection itself names its request by `id`,
+which the client chooses. The same maps travel as msgpack (`llamanet.v1.msgpack`) or as JSON (`llamanet.v1.json`).
+
+    client -> node:  Generate, Cancel, Status
+    node -> client:  Accepted, then Tokens..., then Finished; or Failed at any point; StatusReply
+
+A generation is a function of the token ids so far: text is made from them alone, and with a seed the draw at each
+position depends on (seed, position) alone. So `Generate.resume` (the ids that were already delivered by another node)
+continues a stream exactly where it was.
+"""
+
+import json
+from typing import Any, TypeAlias
+
+import attrs
+
+from llamanet.errors import BadMessage
+from llamanet.wire.codec import (
+    Plain,
+    boolean,
+    encoded_list,
+    encoded_optional,
+    from_map_untrusted,
+    hex_bytes,
+    integer,
+    list_of,
+    map_of,
+    number,
+    one_of,
+    optional,
+    pack_msgpack,
+    text,
+    to_map,
+    unpack_json_untrusted,
+    unpack_msgpack_untrusted,
+    wire_field,
+)
+
+SUBPROTOCOL_MSGPACK = "llamanet.v1.msgpack"
+SUBPROTOCOL_JSON = "llamanet.v1.json"
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_PROMPT_CHARS = 2_000_000
+MAX_CHAT_MESSAGES = 2_000
+MAX_TOKENS = 1_000_000
+MAX_TOKEN_ID = 2**31 - 1
+MAX_MODEL_NAME = 96
+MAX_STOPS = 16
+MAX_SEED = 2**63 - 1
+
+_request_id = integer(0, 2**53 - 1)
+_token_ids = list_of(integer(0, MAX_TOKEN_ID), MAX_TOKENS)
+
+
+@attrs.frozen(kw_only=True)
+class ChatMessage:
+    """One turn of a conversation, as chat templates know it."""
+
+    role: str = wire_field(text(64, least=1))
+    content: str = wire_field(text(MAX_PROMPT_CHARS))
+
+
+@attrs.frozen(kw_only=True)
+class Sampling:
+    """How the next token is drawn. The names and the defaults are llama.cpp's, the ranges are what it accepts.
+
+    `temperature` 0 is greedy. `seed` None lets the client draw one, so that a resumed stream stays the same stream.
+    """
+
+    temperature: float = wire_field(number(0, 10), default=0.8)
+    top_k: int = wire_field(integer(0, 1_000_000), default=40)
+    top_p: float = wire_field(number(0, 1), default=0.95)
+    min_p: float = wire_field(number(0, 1), default=0.05)
+    typical_p: float = wire_field(number(0, 1), default=1.0)
+    repeat_penalty: float = wire_field(number(0.01, 10), default=1.0)
+    presence_penalty: float = wire_field(number(-10, 10), default=0.0)
+    frequency_penalty: float = wire_field(number(-10, 10), default=0.0)
+    penalty_last_n: int = wire_field(integer(0, 65_536), default=64)
+    seed: int | None = wire_field(optional(integer(0, MAX_SEED)), default=None)
+    max_tokens: int | None = wire_field(optional(integer(1, MAX_TOKENS)), default=None)
+    """None: until the model ends, or the context is full."""
+    stop: tuple[str, ...] = wire_field(list_of(text(256, least=1), MAX_STOPS), list, default=())
+
+
+@attrs.frozen(kw_only=True)
+class Usage:
+    """Tokens counted once for a request, however many nodes answered it."""
+
+    prompt_tokens: int = wire_field(integer(0, 2**53))
+    completion_tokens: int = wire_field(integer(0, 2**53))
+    cached_tokens: int = wire_field(integer(0, 2**53), default=0)
+    """How many of the prompt's tokens the node found in its cache."""
+
+
+@attrs.frozen(kw_only=True)
+class Timings:
+    """Where a node spent a request's time, in seconds."""
+
+    queue_s: float = wire_field(number(0, 1e9), default=0.0)
+    prefill_s: float = wire_field(number(0, 1e9), default=0.0)
+    decode_s: float = wire_field(number(0, 1e9), default=0.0)
+
+
+@attrs.frozen(kw_only=True)
+class Generate:
+    """Continue `prompt`, or answer `messages` (exactly one of the two).
+
+    `model` None takes the node's first. `digest`, if given, must be the SHA-256 of the node's model file.
+    `resume` holds the token ids of this same generation that were delivered already; they count as completion tokens.
+    """
+
+    id: int = wire_field(_request_id)
+    model: str | None = wire_field(optional(text(MAX_MODEL_NAME)), default=None)
+    prompt: str | None = wire_field(optional(text(MAX_PROMPT_CHARS)), default=None)
+    messages: tuple[ChatMessage, ...] = wire_field(
+        list_of(map_of(ChatMessage), MAX_CHAT_MESSAGES), encoded_list(to_map), default=()
+    )
+    resume: tuple[int, ...] = wire_field(_token_ids, list, default=())
+    digest: bytes | None = wire_field(optional(hex_bytes(32)), encoded_optional(bytes.hex), default=None)
+    sampling: Sampling = wire_field(map_of(Sampling), to_map, factory=Sampling)
+
+
+@attrs.frozen(kw_only=True)
+class Cancel:
+    """Stop request `id` within one engine step. Answered by nothing; a `Finished` may already be on its way."""
+
+    id: int = wire_field(_request_id)
+
+
+@attrs.frozen(kw_only=True)
+class Status:
+    """Ask for the node's state; answered by `StatusReply`."""
+
+    id: int = wire_field(_request_id)
+
+
+@attrs.frozen(kw_only=True)
+class Accepted:
+    """The node took the request and knows its prompt's length."""
+
+    id: int = wire_field(_request_id)
+    node_id: str = wire_field(text(64))
+    prompt_tokens: int = wire_field(integer(0, 2**53))
+    cached_tokens: int = wire_field(integer(0, 2**53), default=0)
+
+
+@attrs.frozen(kw_only=True)
+class Tokens:
+    """The next tokens and the text that they complete.
+
+    `text` may lag behind `token_ids` (a character half done, a stop string half matched); it is always what the ids
+    delivered so far make certain. More than one id comes when the reader lags.
+    """
+
+    id: int = wire_field(_request_id)
+    text: str = wire_field(text(MAX_PROMPT_CHARS))
+    token_ids: tuple[int, ...] = wire_field(_token_ids, list)
+
+
+@attrs.frozen(kw_only=True)
+class Finished:
+    """The end: `reason` is "stop" (the model's end, or a stop string) or "length"."""
+
+    id: int = wire_field(_request_id)
+    reason: str = wire_field(one_of("stop", "length"))
+    usage: Usage = wire_field(map_of(Usage), to_map)
+    timings: Timings = wire_field(map_of(Timings), to_map, factory=Timings)
+
+
+@attrs.frozen(kw_only=True)
+class Failed:
+    """The request (or, without `id`, the connection) is over.
+
+    `code`: "busy" (with `retry_after`, seconds), "draining", "no_such_model", "wrong_digest", "bad_request" and
+    "too_long" (with `field` and `limit`), "slow_reader", "internal".
+    """
+
+    code: str = wire_field(text(32))
+    message: str = wire_field(text(4_000))
+    id: int | None = wire_field(optional(_request_id), default=None)
+    field: str | None = wire_field(optional(text(200)), default=None)
+    limit: str | None = wire_field(optional(text(2_000)), default=None)
+    retry_after: float | None = wire_field(optional(number(0, 1e6)), default=None)
+
+
+@attrs.frozen(kw_only=True)
+class ModelStatus:
+    """One model of a node, as `Status` tells it."""
+
+    name: str = wire_field(text(MAX_MODEL_NAME))
+    digest: bytes = wire_field(hex_bytes(32), bytes.hex)
+    n_ctx: int = wire_field(integer(0, 2**53))
+    slots: int = wire_field(integer(0, 2**31))
+    running: int = wire_field(integer(0, 2**31))
+    waiting: int = wire_field(integer(0, 2**31))
+    tokens_per_second: float = wire_field(number(0, 1e9))
+    ttft_s: float = wire_field(number(0, 1e9))
+
+
+@attrs.frozen(kw_only=True)
+class StatusReply:
+    """A node's state."""
+
+    id: int = wire_field(_request_id)
+    node_id: str = wire_field(text(64))
+    version: str = wire_field(text(64))
+    draining: bool = wire_field(boolean)
+    models: tuple[ModelStatus, ...] = wire_field(list_of(map_of(ModelStatus), 256), encoded_list(to_map))
+
+
+ClientMessage: TypeAlias = Generate | Cancel | Status
+NodeMessage: TypeAlias = Accepted | Tokens | Finished | Failed | StatusReply
+
+CLIENT_MESSAGES: dict[str, type[Any]] = {"generate": Generate, "cancel": Cancel, "status": Status}
+NODE_MESSAGES: dict[str, type[Any]] = {
+    "accepted": Accepted,
+    "tokens": Tokens,
+    "finished": Finished,
+    "failed": Failed,
+    "status": StatusReply,
+}
+_names = {cls: name for name, cls in (CLIENT_MESSAGES | NODE_MESSAGES).items()}
+_TYPE = frozenset({"type"})
+
+
+def encode_message(message: ClientMessage | NodeMessage, *, as_json: bool = False) -> bytes | str:
+    """One websocket message: bytes for the msgpack subprotocol, text for the JSON one."""
+    plain = {"type": _names[type(message)], **to_map(message)}
+    return json.dumps(plain, ensure_ascii=False, separators=(",", ":")) if as_json else pack_msgpack(plain)
+
+
+def decode_client_message_untrusted(data: bytes | str) -> ClientMessage:
+    """What a client sent, in either encoding. Raises `BadMessage`."""
+    message: ClientMessage = _decode_untrusted(data, CLIENT_MESSAGES)
+    if isinstance(message, Generate) and (message.prompt is None) == (not message.messages):
+        raise BadMessage("give exactly one of the two", "prompt or messages")
+    return message
+
+
+def decode_node_message_untrusted(data: bytes | str) -> NodeMessage:
+    """What a node sent, in either encoding. Raises `BadMessage`."""
+    message: NodeMessage = _decode_untrusted(data, NODE_MESSAGES)
+    return message
+
+
+def _decode_untrusted(data: bytes | str, classes: dict[str, type[Any]]) -> Any:
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise BadMessage(f"a message of {len(data)} bytes", limit=f"{MAX_MESSAGE_BYTES} bytes")
+    plain: Plain = unpack_json_untrusted(data) if isinstance(data, str) else unpack_msgpack_untrusted(data)
+    if type(plain) is not dict:
+        raise BadMessage("not a map")
+    name = plain.get("type")
+    if type(name) is not str or name not in classes:
+        raise BadMessage("unknown message", "type", limit=", ".join(classes))
+    return from_map_untrusted(classes[name], plain, ignoring=_TYPE)
+
+
+def request_id_of_untrusted(data: bytes | str) -> int | None:
+    """The id in a message that did not decode, so that its refusal can name it; None if there is none."""
+    try:
+        plain: Plain = unpack_json_untrusted(data) if isinstance(data, str) else unpack_msgpack_untrusted(data)
+        return _request_id(plain.get("id")) if type(plain) is dict else None
+    except BadMessage:
+        return None
