@@ -1,0 +1,129 @@
+"""Datagrams boxed for their receiver: authenticated, private, and without a handshake.
+
+    magic 2 | version 1 | network tag 4 | kind 1 | sender's public key 32 | nonce 24 | sealed payload (16 more than it)
+
+The payload is sealed with XSalsa20-Poly1305. Kind BOXED uses the key that only sender and receiver can compute (X25519
+of their two identities); kind INTRODUCTION uses the network's own key, for a first PING to an address whose public key
+is not known yet. A private swarm's key is mixed into the tag and both keys, so outsiders can neither read nor be heard.
+"""
+
+import functools
+import hashlib
+import os
+
+import attrs
+import nacl.bindings
+import nacl.exceptions
+
+from llamanet.errors import BadMessage
+from llamanet.wire.identity import KEY_BYTES, Identity, PublicKey
+
+MAGIC = b"LN"
+VERSION = 1
+INTRODUCTION = 0
+BOXED = 1
+TAG_BYTES = 4
+NONCE_BYTES = 24
+MAC_BYTES = 16
+HEADER_BYTES = len(MAGIC) + 1 + TAG_BYTES + 1 + KEY_BYTES + NONCE_BYTES
+MAX_DATAGRAM_BYTES = 1200
+"""Passes every path that carries IPv6 (1,280 bytes, RFC 8200) without fragments."""
+MAX_PAYLOAD_BYTES = MAX_DATAGRAM_BYTES - HEADER_BYTES - MAC_BYTES
+PEER_KEYS = 4096
+"""How many peers' shared keys are remembered; computing one takes about 50 µs."""
+
+
+@attrs.frozen
+class Network:
+    """Which swarm: a public name, and for a private swarm its 32-byte secret."""
+
+    name: str = "llamanet"
+    swarm_key: bytes | None = attrs.field(default=None, repr=False)
+
+    def derive(self, material: bytes, purpose: bytes, size: int = 32) -> bytes:
+        """`size` bytes that depend on the swarm (BLAKE2b keyed by the swarm key, personalised by `purpose`)."""
+        name = self.name.encode()
+        return hashlib.blake2b(
+            len(name).to_bytes(2, "big") + name + material,
+            digest_size=size,
+            key=self.swarm_key or b"",
+            person=purpose.ljust(16, b"\0"),
+        ).digest()
+
+    @property
+    def tag(self) -> bytes:
+        """4 bytes that tell one swarm's datagrams from another's."""
+        return self.derive(b"", b"llamanet-tag", TAG_BYTES)
+
+
+@attrs.frozen
+class Opened:
+    """A datagram that passed its box. For an introduction the sender's key is claimed, not proved."""
+
+    sender: PublicKey = attrs.field(repr=bytes.hex)
+    introduction: bool
+    payload: bytes
+
+
+class Envelope:
+    """Seals and opens one node's datagrams."""
+
+    def __init__(self, identity: Identity, network: Network) -> None:
+        self._public_key = identity.public_key
+        self._secret = identity.exchange_key()
+        self._network = network
+        self._prefix = MAGIC + bytes([VERSION]) + network.tag
+        self._introduction_key = network.derive(b"", b"llamanet-intro")
+        self._box_key = functools.lru_cache(maxsize=PEER_KEYS)(self._compute_box_key)
+
+    def _compute_box_key(self, peer: PublicKey) -> bytes:
+        try:
+            exchange = nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(peer)
+            shared = nacl.bindings.crypto_box_beforenm(exchange, self._secret)
+        except (nacl.exceptions.CryptoError, ValueError) as error:
+            raise BadMessage("not a usable public key") from error
+        return self._network.derive(shared, b"llamanet-box")
+
+    def seal(self, receiver: PublicKey, payload: bytes) -> bytes:
+        """A datagram that only `receiver` can open. Raises `BadMessage` if `receiver` is no usable key."""
+        return self._seal(BOXED, self._box_key(receiver), payload)
+
+    def seal_introduction(self, payload: bytes) -> bytes:
+        """A datagram for an address whose key is not known; every member of the swarm could open it."""
+        return self._seal(INTRODUCTION, self._introduction_key, payload)
+
+    def _seal(self, kind: int, key: bytes, payload: bytes) -> bytes:
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise ValueError(f"a payload of {len(payload)} bytes is over {MAX_PAYLOAD_BYTES}")
+        nonce = os.urandom(NONCE_BYTES)
+        sealed: bytes = nacl.bindings.crypto_secretbox(payload, nonce, key)
+        return b"".join((self._prefix, bytes((kind,)), self._public_key, nonce, sealed))
+
+    def check_header_untrusted(self, datagram: bytes) -> PublicKey:
+        """The cheap checks (size, magic, version, tag, kind), before anything is spent on a datagram. Raises `BadMessage`.
+
+        Returns the public key that the sender claims.
+        """
+        if not HEADER_BYTES + MAC_BYTES <= len(datagram) <= MAX_DATAGRAM_BYTES:
+            raise BadMessage("wrong size")
+        if not datagram.startswith(self._prefix):
+            raise BadMessage("another protocol, version or swarm")
+        if datagram[len(self._prefix)] not in (INTRODUCTION, BOXED):
+            raise BadMessage("unknown kind of datagram")
+        start = len(self._prefix) + 1
+        sender = PublicKey(datagram[start : start + KEY_BYTES])
+        if sender == self._public_key:
+            raise BadMessage("sent by ourselves")
+        return sender
+
+    def open_untrusted(self, datagram: bytes) -> Opened:
+        """Check and decrypt a datagram. Raises `BadMessage`."""
+        sender = self.check_header_untrusted(datagram)
+        introduction = datagram[len(self._prefix)] == INTRODUCTION
+        key = self._introduction_key if introduction else self._box_key(sender)
+        nonce = datagram[HEADER_BYTES - NONCE_BYTES : HEADER_BYTES]
+        try:
+            payload: bytes = nacl.bindings.crypto_secretbox_open(datagram[HEADER_BYTES:], nonce, key)
+        except nacl.exceptions.CryptoError as error:
+            raise BadMessage("the box does not open") from error
+        return Opened(sender, introduction, payload)

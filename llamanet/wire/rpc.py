@@ -1,0 +1,264 @@
+"""The DHT's messages: four requests and their replies, each a msgpack array that starts with its type.
+
+    Ping -> Pong      FindNode -> Nodes      FindValue -> Values      Store -> Stored      any -> Refused
+
+Every request carries 8 random bytes (`transaction`) that its reply repeats, and says whether its sender is a client
+(one that asks, and is never put into routing tables). Every reply tells the asker the address it was seen from.
+"""
+
+import socket
+from typing import Any, TypeAlias
+
+import attrs
+
+from llamanet.errors import BadMessage
+from llamanet.wire.codec import (
+    Plain,
+    array_of,
+    boolean,
+    encoded_list,
+    exactly_bytes,
+    from_array_untrusted,
+    integer,
+    list_of,
+    number,
+    optional,
+    pack_datagram,
+    text,
+    to_array,
+    unpack_datagram_untrusted,
+    up_to_bytes,
+    wire_field,
+)
+from llamanet.wire.identity import ID_BYTES, KEY_BYTES, NodeId, PublicKey, node_id_of
+from llamanet.wire.inference import MAX_MODEL_NAME
+from llamanet.wire.record import MAX_RECORD_BYTES
+
+TRANSACTION_BYTES = 8
+TOKEN_BYTES = 8
+MAX_CONTACTS = 16
+MAX_RECORDS = 8
+MAX_CURSOR = 2**32 - 1
+
+_transaction = exactly_bytes(TRANSACTION_BYTES)
+
+
+@attrs.frozen
+class Address:
+    """An IP address (textual, no host name) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def pack_host(host: str) -> bytes:
+    """4 or 16 bytes in network order."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+
+
+def unpack_host_untrusted(value: Plain) -> str:
+    """The textual form of 4 or 16 bytes. Raises `BadMessage`."""
+    if type(value) is not bytes or len(value) not in (4, 16):
+        raise BadMessage("wrong type or length", limit="4 or 16 bytes")
+    return socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)
+
+
+def encode_address(address: Address) -> Plain:
+    """[packed host, port]."""
+    return [pack_host(address.host), address.port]
+
+
+_port = integer(1, 65_535)
+
+
+def decode_address_untrusted(value: Plain) -> Address:
+    """An address from [packed host, port]. Raises `BadMessage`."""
+    if type(value) is not list or len(value) != 2:
+        raise BadMessage("not an address")
+    return Address(unpack_host_untrusted(value[0]), _port(value[1]))
+
+
+@attrs.frozen
+class Contact:
+    """A peer that can be asked: its public key and its UDP address."""
+
+    public_key: PublicKey = attrs.field(repr=bytes.hex)
+    address: Address
+    node_id: NodeId = attrs.field(init=False, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "node_id", node_id_of(self.public_key))
+
+    def __str__(self) -> str:
+        return f"{self.node_id[:4].hex()}@{self.address}"
+
+
+def encode_contact(contact: Contact) -> Plain:
+    """[public key, packed host, port]."""
+    return [contact.public_key, pack_host(contact.address.host), contact.address.port]
+
+
+_public_key = exactly_bytes(KEY_BYTES)
+
+
+def decode_contact_untrusted(value: Plain) -> Contact:
+    """A contact from [public key, packed host, port]. Raises `BadMessage`."""
+    if type(value) is not list or len(value) != 3:
+        raise BadMessage("not a contact")
+    address = Address(unpack_host_untrusted(value[1]), _port(value[2]))
+    return Contact(PublicKey(_public_key(value[0])), address)
+
+
+@attrs.frozen(kw_only=True)
+class ModelState:
+    """The live state of one model on one node.
+
+    `tokens_per_second` is the recent decode rate of one stream; `prefill_tokens_per_second` that of prompts;
+    `ttft_s` the time to the first token that a short prompt sent now should expect, in seconds; `n_ctx` in tokens a slot.
+    """
+
+    name: str = wire_field(text(MAX_MODEL_NAME))
+    running: int = wire_field(integer(0, 65_535))
+    waiting: int = wire_field(integer(0, 65_535))
+    slots: int = wire_field(integer(0, 65_535))
+    tokens_per_second: float = wire_field(number(0, 1e9))
+    prefill_tokens_per_second: float = wire_field(number(0, 1e9))
+    ttft_s: float = wire_field(number(0, 1e9))
+    n_ctx: int = wire_field(integer(0, 2**40))
+
+
+@attrs.frozen(kw_only=True)
+class Ping:
+    """Are you there, and how busy is `model` (None: tell of as many models as fit)?"""
+
+    transaction: bytes = wire_field(_transaction, repr=bytes.hex)
+    client: bool = wire_field(boolean)
+    model: str | None = wire_field(optional(text(MAX_MODEL_NAME)), default=None)
+
+
+@attrs.frozen(kw_only=True)
+class FindNode:
+    """Ask for the contacts nearest to `target`; answered by `Nodes`."""
+
+    transaction: bytes = wire_field(_transaction, repr=bytes.hex)
+    client: bool = wire_field(boolean)
+    target: bytes = wire_field(exactly_bytes(ID_BYTES), repr=bytes.hex)
+
+
+@attrs.frozen(kw_only=True)
+class FindValue:
+    """Ask for records under `key`; answered by `Values`.
+
+    `cursor` None samples from a random place; otherwise it is the `next_cursor` of an earlier answer.
+    """
+
+    transaction: bytes = wire_field(_transaction, repr=bytes.hex)
+    client: bool = wire_field(boolean)
+    key: bytes = wire_field(exactly_bytes(ID_BYTES), repr=bytes.hex)
+    cursor: int | None = wire_field(optional(integer(0, MAX_CURSOR)), default=None)
+
+
+@attrs.frozen(kw_only=True)
+class Store:
+    """Keep `record` (encoded). `token` comes from this receiver's own answer about the record's key."""
+
+    transaction: bytes = wire_field(_transaction, repr=bytes.hex)
+    client: bool = wire_field(boolean)
+    token: bytes = wire_field(exactly_bytes(TOKEN_BYTES), repr=bytes.hex)
+    record: bytes = wire_field(up_to_bytes(MAX_RECORD_BYTES), repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class Pong:
+    """Alive; with the live state of the model asked for, or of as many as fit."""
+
+    transaction: bytes = wire_field(_transaction, repr=bytes.hex)
+    observed: Address = wire_field(decode_address_untrusted, encode_address)
+    draining: bool = wire_field(boolean, default=False)
+    version: str = wire_field(text(32), default="")
+    models: tuple[ModelState, ...] = wire_field(list_of(array_of(ModelState), 64), encoded_list(to_array), default=())
+
+
+@attrs.frozen(kw_only=True)
+class Nodes:
+    """The contacts that the answerer knows nearest to the target, nearest first, and the token to store there."""
+
+    transaction: bytes = wire_field(_transaction, repr=bytes.hex)
+    observed: Address = wire_field(decode_address_untrusted, encode_address)
+    token: bytes = wire_field(exactly_bytes(TOKEN_BYTES), repr=bytes.hex)
+    contacts: tuple[Contact, ...] = wire_field(
+        list_of(decode_contact_untrusted, MAX_CONTACTS), encoded_list(encode_contact)
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Values:
+    """Records under the key (encoded), how many there are in all, where to go on, and nearer contacts."""
+
+    transaction: bytes = wire_field(_transaction, repr=bytes.hex)
+    observed: Address = wire_field(decode_address_untrusted, encode_address)
+    token: bytes = wire_field(exactly_bytes(TOKEN_BYTES), repr=bytes.hex)
+    records: tuple[bytes, ...] = wire_field(list_of(up_to_bytes(MAX_RECORD_BYTES), MAX_RECORDS), list)
+    total: int = wire_field(integer(0, 2**31))
+    next_cursor: int | None = wire_field(optional(integer(0, MAX_CURSOR)))
+    contacts: tuple[Contact, ...] = wire_field(
+        list_of(decode_contact_untrusted, MAX_CONTACTS), encoded_list(encode_contact)
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Stored:
+    """The record is kept."""
+
+    transaction: bytes = wire_field(_transaction, repr=bytes.hex)
+    observed: Address = wire_field(decode_address_untrusted, encode_address)
+
+
+@attrs.frozen(kw_only=True)
+class Refused:
+    """The request was understood and will not be done. `newer`: the encoded record that outranks the one sent."""
+
+    transaction: bytes = wire_field(_transaction, repr=bytes.hex)
+    observed: Address = wire_field(decode_address_untrusted, encode_address)
+    reason: str = wire_field(text(64))
+    newer: bytes | None = wire_field(optional(up_to_bytes(MAX_RECORD_BYTES)), default=None)
+
+
+Request: TypeAlias = Ping | FindNode | FindValue | Store
+Reply: TypeAlias = Pong | Nodes | Values | Stored | Refused
+
+_classes: dict[int, type[Any]] = {
+    1: Ping,
+    2: FindNode,
+    3: FindValue,
+    4: Store,
+    129: Pong,
+    130: Nodes,
+    131: Values,
+    132: Stored,
+    133: Refused,
+}
+"""Replies have the high bit; a reply's type is its request's plus 128, but for `Refused`."""
+_types = {cls: number for number, cls in _classes.items()}
+
+
+def encode_rpc(message: Request | Reply, *, pad_to: int = 0) -> bytes:
+    """The payload of a datagram; padded with zeros to `pad_to` bytes, for a reply may be at most 3 times its request."""
+    plain = [_types[type(message)], *to_array(message)]
+    payload = pack_datagram(plain)
+    missing = pad_to - len(payload)
+    if missing > 0:
+        payload = pack_datagram([*plain, bytes(max(0, missing - 3))])
+    return payload
+
+
+def decode_rpc_untrusted(payload: bytes) -> Request | Reply:
+    """A message from a datagram's payload. Raises `BadMessage`."""
+    plain = unpack_datagram_untrusted(payload)
+    if type(plain) is not list or not plain or type(plain[0]) is not int or plain[0] not in _classes:
+        raise BadMessage("unknown message")
+    message: Request | Reply = from_array_untrusted(_classes[plain[0]], plain[1:])
+    return message
