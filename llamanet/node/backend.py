@@ -1,0 +1,86 @@
+"""The seam between the engine and what computes tokens: llama.cpp (`node/llama.py`) or a script (`testing/backend.py`).
+
+A backend holds the memory of `slots` sequences, each up to `n_ctx` tokens long. The engine decides what is computed
+when; a backend only does it. Rules:
+- `tokenize`, `piece` and `is_end` may be called from any thread at any time. All else is called from one thread only.
+- A slot's memory grows by `decode` at its end only, and shrinks by `forget`.
+- What `draw` returns depends on the slot's tokens so far, its sampling, and (seed, position), and on nothing else.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+
+from llamanet.errors import LlamaNetError
+from llamanet.wire.inference import Sampling
+
+
+@attrs.define
+class BackendError(LlamaNetError):
+    """A computation failed. What the slots in it remember is no longer known; other slots are not touched."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@attrs.frozen
+class Chunk:
+    """A run of one slot's tokens to compute: `tokens` stand at positions `start`, `start + 1`, and so on.
+
+    `draws` says that a token will be drawn after the last one.
+    """
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    draws: bool
+
+
+class Backend(Protocol):
+    """One loaded model with memory for several sequences."""
+
+    n_ctx: int
+    """Tokens that one slot holds."""
+    n_batch: int
+    """Most tokens in one `decode`; at least `slots`."""
+    slots: int
+    """Sequences that can be computed together."""
+    n_vocab: int
+    """Token ids are 0 to `n_vocab - 1`."""
+    chat_template: str | None
+    """Jinja source from the model's metadata."""
+    bos_text: str
+    eos_text: str
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text`, special tokens written in it included, begun as the model wants (BOS, once)."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that `token` adds to the text; empty for special tokens."""
+
+    def is_end(self, token: int) -> bool:
+        """Whether the model ends its generation with `token`."""
+
+    def begin(self, slot: int, sampling: Sampling, seed: int, prompt: Sequence[int], resume: Sequence[int]) -> None:
+        """Make ready to draw for `slot`; penalties know the prompt and the tokens that were already generated."""
+
+    def end(self, slot: int) -> None:
+        """Drop what `begin` made. What the slot remembers stays, until it is forgotten."""
+
+    def forget(self, slot: int, start: int) -> bool:
+        """Drop the slot's memory from position `start` on. False: this memory cannot be cut there, nothing changed."""
+
+    def decode(self, chunks: Sequence[Chunk]) -> None:
+        """Compute the chunks, at most `n_batch` tokens together. Raises `BackendError`."""
+
+    def draw(self, slot: int, position: int) -> int:
+        """The next token of `slot`, whose chunk in the last `decode` had `draws`.
+
+        `position` counts the tokens generated so far, the resumed ones included. Raises `BackendError`.
+        """
+
+    def close(self) -> None:
+        """Free the model. Nothing may be called afterwards."""

@@ -1,0 +1,66 @@
+"""Messages to a prompt, through the chat template in the model's own metadata.
+
+The template is code that came with a model file, so it runs in Jinja's immutable sandbox. The environment is the one
+that template authors test against: transformers' `apply_chat_template`.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from llamanet.errors import RequestRefused
+from llamanet.wire.inference import ChatMessage
+
+
+class ChatTemplate:
+    """A model's compiled chat template. `source` None means that the model has none."""
+
+    def __init__(self, source: str | None, *, bos_text: str = "", eos_text: str = "") -> None:
+        self._source = source
+        self._special = {"bos_token": bos_text, "eos_token": eos_text}
+        self._template: jinja2.Template | None = None
+
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        """The prompt for the answer to `messages`.
+
+        Raises `RequestRefused` if there is no template, or the template refuses these messages.
+        """
+        if self._source is None:
+            raise RequestRefused("this model has no chat template; send a prompt instead of messages", field="messages")
+        try:
+            if self._template is None:
+                self._template = _environment().from_string(self._source)
+            return self._template.render(
+                messages=[{"role": message.role, "content": message.content} for message in messages],
+                add_generation_prompt=True,
+                **self._special,
+            )
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+            # What a template does to unexpected messages is its author's choice: any of these can come out.
+            raise RequestRefused(f"the model's chat template refuses: {error}", field="messages") from error
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """Jinja's own `tojson` escapes for HTML, which no model has seen in training."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)

@@ -1,0 +1,223 @@
+"""The engine's step: schedule, decode one batch, draw, and say what came of it.
+
+Synchronous and free of trio: a worker thread drives it in a node (`node/worker.py`), a trio task in tests
+(`testing/backend.py`). Rules:
+- Commands come in between steps, so that a cancelled sequence is gone before the next step, in its prompt too.
+- A sequence whose reader lags `buffer_tokens` behind is paused; nobody else waits. After `reader_timeout` it is lost.
+- A failed computation ends the sequences in it, and only those.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import attrs
+
+from llamanet.node.backend import Backend, BackendError, Chunk
+from llamanet.node.rates import Rates
+from llamanet.node.scheduler import Scheduler, Step
+from llamanet.node.sequence import Sequence
+from llamanet.wire.inference import Accepted, Failed, Finished
+
+
+@attrs.frozen
+class Submit:
+    """Take a prepared sequence."""
+
+    sequence: Sequence
+
+
+@attrs.frozen
+class Cancel:
+    """Drop a sequence, if it is still there."""
+
+    serial: int
+
+
+@attrs.frozen
+class Unpause:
+    """The reader of a paused sequence has caught up."""
+
+    serial: int
+
+
+Command: TypeAlias = Submit | Cancel | Unpause
+
+
+@attrs.frozen
+class Admitted:
+    """The sequence has a slot now."""
+
+    serial: int
+
+
+@attrs.frozen
+class Produced:
+    """A token, and the text that it made certain."""
+
+    serial: int
+    token: int
+    text: str
+
+
+@attrs.frozen
+class Paused:
+    """The reader lags; an `Unpause` is awaited."""
+
+    serial: int
+
+
+@attrs.frozen
+class Told:
+    """A message for the reader. `Finished` and `Failed` are the last of their sequence."""
+
+    serial: int
+    message: Accepted | Finished | Failed
+
+
+Event: TypeAlias = Admitted | Produced | Paused | Told
+
+
+class EngineCore:
+    """The state of one engine; every method is called from the one thread or task that drives it."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        node_id: str,
+        buffer_tokens: int,
+        reader_timeout: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.backend = backend
+        self.clock = clock
+        self.rates = Rates()
+        self._node_id = node_id
+        self._buffer_tokens = buffer_tokens
+        self._reader_timeout = reader_timeout
+        self._scheduler = Scheduler(slots=backend.slots, n_batch=backend.n_batch)
+        self._sequences: dict[int, Sequence] = {}
+        self._events: list[Event] = []
+
+    def measure(self) -> None:
+        """Time one token, so that a node that never served can say how fast it is. It also touches the weights."""
+        chunk = Chunk(0, 0, [0], True)
+        self.backend.decode([chunk])
+        self.backend.forget(0, 0)
+        start = self.clock()
+        self.backend.decode([chunk])
+        self.rates.step(drawing=1, tokens=1, seconds=self.clock() - start)
+        self.backend.forget(0, 0)
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def execute(self, commands: Iterable[Command]) -> None:
+        """Carry out what the readers want."""
+        for command in commands:
+            if isinstance(command, Submit):
+                self._submit(command.sequence)
+            elif sequence := self._sequences.get(command.serial):
+                if isinstance(command, Cancel):
+                    self._drop(sequence)
+                else:
+                    sequence.paused_at = None
+
+    def plan(self) -> Step:
+        """The next batch; without chunks if nothing can be computed before another command, or `wake_at`."""
+        now = self.clock()
+        for sequence, since in self._paused():
+            if now - since >= self._reader_timeout:
+                message = f"the reader took nothing for {self._reader_timeout:g} s"
+                self._fail(sequence, "slow_reader", message)
+        for slot, sequence in self._scheduler.admit():
+            self._admit(slot, sequence, now)
+        return self._scheduler.plan()
+
+    def wake_at(self) -> float | None:
+        """When a paused reader's time is over, on the clock; None if nobody is paused."""
+        since = [since for _, since in self._paused()]
+        return min(since) + self._reader_timeout if since else None
+
+    def _paused(self) -> list[tuple[Sequence, float]]:
+        running = self._scheduler.running.values()
+        return [(sequence, since) for sequence in running if (since := sequence.paused_at) is not None]
+
+    def compute(self, step: Step) -> None:
+        """Decode the step's chunks and draw the tokens that follow them."""
+        start = self.clock()
+        try:
+            self.backend.decode(step.chunks)
+        except BackendError as error:
+            for sequence, _ in step.parts:
+                self._fail(sequence, "internal", str(error))
+            return
+        drawn_at = self.clock()
+        for sequence, chunk in step.parts:
+            sequence.computed += len(chunk.tokens)
+            if chunk.draws:
+                self._draw(chunk.slot, sequence, drawn_at)
+        self.rates.step(drawing=step.drawing, tokens=step.tokens, seconds=self.clock() - start)
+
+    def _submit(self, sequence: Sequence) -> None:
+        accepted = Accepted(id=sequence.request.id, node_id=self._node_id, prompt_tokens=sequence.prompt_tokens)
+        self._events.append(Told(sequence.serial, accepted))
+        if sequence.reason is not None:
+            self._finish(sequence, sequence.reason)
+            return
+        self._sequences[sequence.serial] = sequence
+        self._scheduler.add(sequence)
+
+    def _admit(self, slot: int, sequence: Sequence, now: float) -> None:
+        sequence.admitted = now
+        self.backend.forget(slot, 0)
+        self.backend.begin(
+            slot,
+            sequence.request.sampling,
+            sequence.seed,
+            sequence.tokens[: sequence.prompt_tokens],
+            sequence.tokens[sequence.prompt_tokens :],
+        )
+        self._events.append(Admitted(sequence.serial))
+
+    def _draw(self, slot: int, sequence: Sequence, now: float) -> None:
+        try:
+            token = self.backend.draw(slot, sequence.generated)
+        except BackendError as error:
+            self._fail(sequence, "internal", str(error))
+            return
+        if sequence.drew_first is None:
+            sequence.drew_first = now
+        sequence.drew_last = now
+        text = sequence.append(token, self.backend)
+        self._events.append(Produced(sequence.serial, token, text))
+        if sequence.reason is not None:
+            self._drop(sequence)
+            self._finish(sequence, sequence.reason)
+        elif sequence.drawn - sequence.taken >= self._buffer_tokens:
+            sequence.paused_at = now
+            self._events.append(Paused(sequence.serial))
+
+    def _drop(self, sequence: Sequence) -> None:
+        if sequence.slot is not None:
+            self.backend.end(sequence.slot)
+        if sequence.admitted is not None:
+            self.rates.served(self.clock() - sequence.admitted)
+        self._scheduler.remove(sequence)
+        del self._sequences[sequence.serial]
+
+    def _finish(self, sequence: Sequence, reason: str) -> None:
+        finished = Finished(
+            id=sequence.request.id,
+            reason=reason,
+            usage=sequence.usage(),
+            timings=sequence.timings(self.clock()),
+        )
+        self._events.append(Told(sequence.serial, finished))
+
+    def _fail(self, sequence: Sequence, code: str, message: str) -> None:
+        self._drop(sequence)
+        failed = Failed(id=sequence.request.id, code=code, message=message)
+        self._events.append(Told(sequence.serial, failed))

@@ -1,0 +1,293 @@
+"""One model behind a trio interface: submit a request, read its messages, cancel it.
+
+Rules:
+- `submit` answers at once: the queue is bounded, and past it comes `EngineBusy`.
+- A generation's messages wait in a buffer of `buffer_tokens` tokens; a reader that lags gets several tokens in one
+  message, and past the buffer pauses its own sequence, nobody else's.
+- Whoever submits cancels, in a `finally`: what nobody reads holds its slot until the reader's time is over.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import attrs
+import trio
+
+from llamanet.errors import EngineBusy
+from llamanet.node.backend import Backend
+from llamanet.node.chat_template import ChatTemplate
+from llamanet.node.core import Admitted, Cancel, EngineCore, Event, Paused, Produced, Submit, Unpause
+from llamanet.node.prepare import prepare
+from llamanet.node.sequence import Sequence
+from llamanet.node.worker import ThreadWorker, Worker
+from llamanet.wire.inference import Accepted, Failed, Finished, Generate, Tokens
+from llamanet.wire.rpc import ModelState
+
+SHORT_PROMPT_TOKENS = 32
+"""What `ModelState.ttft_s` takes for a short prompt."""
+
+
+@attrs.frozen(kw_only=True)
+class EngineConfig:
+    """The limits that one engine keeps.
+
+    `node_id` is the label that replies carry. `max_waiting` bounds the requests that wait for a slot.
+    `buffer_tokens` is how far a reader may lag, and `reader_timeout` how long, in seconds, it may then take nothing.
+    """
+
+    node_id: str = ""
+    max_waiting: int = 64
+    buffer_tokens: int = 256
+    reader_timeout: float = 30.0
+
+
+async def serve_engine(
+    name: str,
+    digest: bytes,
+    make_backend: Callable[[], Backend],
+    config: EngineConfig,
+    *,
+    make_worker: Callable[[], Worker] = ThreadWorker,
+    task_status: trio.TaskStatus["Engine"] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the model that `make_backend` loads, until cancelled; then stop the thread and free the model.
+
+    `task_status` gets the `Engine` once the model is loaded. Generations that are still open end with
+    `Failed(code="draining")`. Raises what `make_backend` raises (`ModelFileError`, for one), and `BackendError` if the
+    model cannot compute a first token.
+    """
+    worker = make_worker()
+    backend = await worker.call(make_backend)
+    core = EngineCore(
+        backend,
+        node_id=config.node_id,
+        buffer_tokens=config.buffer_tokens,
+        reader_timeout=config.reader_timeout,
+        clock=worker.clock,
+    )
+    try:
+        await worker.call(core.measure)
+    except BaseException:
+        backend.close()
+        raise
+    async with trio.open_nursery() as nursery:
+        engine = Engine(name, digest, config, core, worker, nursery)
+        nursery.start_soon(worker.drive, core, engine._deliver)
+        try:
+            task_status.started(engine)
+            await trio.sleep_forever()
+        finally:
+            engine._close()
+
+
+class Engine:
+    """A served model. Every method is called from trio's thread."""
+
+    def __init__(
+        self,
+        name: str,
+        digest: bytes,
+        config: EngineConfig,
+        core: EngineCore,
+        worker: Worker,
+        nursery: trio.Nursery,
+    ) -> None:
+        """Made by `serve_engine`."""
+        self.name = name
+        self.digest = digest
+        """SHA-256 of the model file."""
+        self.n_ctx = core.backend.n_ctx
+        """Tokens that a prompt and its answer may have together."""
+        self.slots = core.backend.slots
+        """Requests that run at the same time."""
+        self._config = config
+        self._core = core
+        self._worker = worker
+        self._nursery = nursery
+        self._template = ChatTemplate(
+            core.backend.chat_template, bos_text=core.backend.bos_text, eos_text=core.backend.eos_text
+        )
+        self._serials = itertools.count()
+        self._generations: dict[int, Generation] = {}
+        self._running = 0
+        self._closed = False
+
+    def submit(self, request: Generate) -> "Generation":
+        """Queue `request`. Raises `EngineBusy` if the queue is full.
+
+        The caller must `cancel` the generation when it stops reading, however that comes about.
+        """
+        waiting = len(self._generations) - self._running
+        if len(self._generations) >= self.slots + self._config.max_waiting:
+            raise EngineBusy(waiting, max(0.1, self._core.rates.place_s(self.slots)))
+        generation = Generation(next(self._serials), request, self)
+        if self._closed:
+            generation._end(_draining(request))
+            return generation
+        self._generations[generation._serial] = generation
+        self._nursery.start_soon(self._prepare, generation)
+        return generation
+
+    def state(self) -> ModelState:
+        """How busy and how fast the engine is now."""
+        rates = self._core.rates
+        running = self._running
+        waiting = len(self._generations) - running
+        return ModelState(
+            name=self.name,
+            running=running,
+            waiting=waiting,
+            slots=self.slots,
+            tokens_per_second=rates.decode,
+            prefill_tokens_per_second=rates.prefill,
+            ttft_s=rates.ttft_s(slots=self.slots, running=running, waiting=waiting, prompt_tokens=SHORT_PROMPT_TOKENS),
+            n_ctx=self.n_ctx,
+        )
+
+    async def _prepare(self, generation: "Generation") -> None:
+        backend, template = self._core.backend, self._template
+        serial, request, now = generation._serial, generation.request, self._worker.clock()
+        prepared = await self._worker.call(lambda: prepare(serial, request, backend, template, now))
+        if serial not in self._generations:
+            return
+        if isinstance(prepared, Failed):
+            self._end(generation, prepared)
+        else:
+            generation._sequence = prepared
+            self._worker.send(Submit(prepared))
+
+    def _deliver(self, events: list[Event]) -> None:
+        for event in events:
+            generation = self._generations.get(event.serial)
+            if generation is None:
+                continue
+            if isinstance(event, Produced):
+                generation._add(event.token, event.text)
+            elif isinstance(event, Admitted):
+                generation._admitted = True
+                self._running += 1
+            elif isinstance(event, Paused):
+                generation._pause()
+            elif isinstance(event.message, Accepted):
+                generation._accept(event.message)
+            else:
+                self._end(generation, event.message)
+
+    def _end(self, generation: "Generation", last: Finished | Failed | None) -> None:
+        if self._generations.pop(generation._serial, None) is not None:
+            self._running -= generation._admitted
+            generation._end(last)
+
+    def _cancel(self, generation: "Generation") -> None:
+        if generation._serial in self._generations:
+            self._end(generation, None)
+            self._worker.send(Cancel(generation._serial))
+
+    def _close(self) -> None:
+        self._closed = True
+        for generation in list(self._generations.values()):
+            self._end(generation, _draining(generation.request))
+
+
+def _draining(request: Generate) -> Failed:
+    return Failed(id=request.id, code="draining", message="the node is shutting down")
+
+
+class Generation:
+    """One request on the engine: an async iterator of the messages that answer it, all with the request's id.
+
+    `Accepted`, `Tokens`..., then `Finished`; or `Failed` at any point. Only one task may read at a time.
+    """
+
+    def __init__(self, serial: int, request: Generate, engine: Engine) -> None:
+        """Made by `Engine.submit`."""
+        self.request = request
+        self._serial = serial
+        self._engine = engine
+        self._sequence: Sequence | None = None
+        self._admitted = False
+        self._paused = False
+        self._accepted: Accepted | None = None
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+        self._last: Finished | Failed | None = None
+        self._over = False
+        self._news = trio.lowlevel.ParkingLot()
+
+    async def receive(self) -> Accepted | Tokens | Finished | Failed:
+        """The next message; all tokens that are there come in one.
+
+        Raises `trio.EndOfChannel` after the last message, or when cancelled. Cancelling the task that waits here loses
+        nothing: what was not returned is still there.
+        """
+        if self._ready:
+            await trio.lowlevel.checkpoint()
+        while not self._ready:
+            await self._news.park()
+        return self._take()
+
+    def cancel(self) -> None:
+        """Free the slot within one engine step. What was not received is dropped. May be called again, or too late."""
+        self._engine._cancel(self)
+        self._end(None)
+
+    def __aiter__(self) -> "Generation":
+        """All messages, in order."""
+        return self
+
+    async def __anext__(self) -> Accepted | Tokens | Finished | Failed:
+        """As `receive`, ending the iteration after the last message."""
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+    @property
+    def _ready(self) -> bool:
+        return bool(self._accepted or self._tokens or self._over)
+
+    def _take(self) -> Accepted | Tokens | Finished | Failed:
+        if accepted := self._accepted:
+            self._accepted = None
+            return accepted
+        if self._tokens:
+            message = Tokens(id=self.request.id, text="".join(self._text), token_ids=tuple(self._tokens))
+            self._text.clear()
+            self._tokens.clear()
+            self._caught_up(len(message.token_ids))
+            return message
+        if last := self._last:
+            self._last = None
+            return last
+        raise trio.EndOfChannel
+
+    def _caught_up(self, tokens: int) -> None:
+        if self._sequence is not None:
+            self._sequence.taken += tokens
+        if self._paused:
+            self._paused = False
+            self._engine._worker.send(Unpause(self._serial))
+
+    def _accept(self, message: Accepted) -> None:
+        self._accepted = message
+        self._news.unpark_all()
+
+    def _add(self, token: int, text: str) -> None:
+        self._tokens.append(token)
+        if text:
+            self._text.append(text)
+        self._news.unpark_all()
+
+    def _pause(self) -> None:
+        self._paused = True
+        if not self._tokens:
+            self._caught_up(0)
+
+    def _end(self, last: Finished | Failed | None) -> None:
+        if last is None:
+            self._accepted = None
+            self._text.clear()
+            self._tokens.clear()
+        self._last = last
+        self._over = True
+        self._news.unpark_all()

@@ -1,0 +1,49 @@
+"""How fast an engine is, from the steps that it took: what a node tells others, and what a refusal promises.
+
+All are exponentially weighted averages; `0` means not measured yet.
+"""
+
+import attrs
+
+_WEIGHT = 0.1
+"""Of the newest measurement: the averages follow a change within some 20 steps."""
+
+
+@attrs.define
+class Rates:
+    """Measured rates of one engine. Written by its thread; others read single fields."""
+
+    decode: float = 0.0
+    """Tokens a second of one stream."""
+    prefill: float = 0.0
+    """Prompt tokens a second."""
+    service_s: float = 0.0
+    """Seconds that a request holds its slot."""
+
+    def step(self, *, drawing: int, tokens: int, seconds: float) -> None:
+        """Count a step that computed `tokens` tokens, of which `drawing` were followed by a draw."""
+        if seconds <= 0:
+            return
+        if tokens == drawing:
+            self.decode = _average(self.decode, 1 / seconds)
+        elif tokens >= 2 * drawing:
+            self.prefill = _average(self.prefill, tokens / seconds)
+
+    def served(self, seconds: float) -> None:
+        """Count a request that held its slot for `seconds`."""
+        self.service_s = _average(self.service_s, seconds)
+
+    def place_s(self, slots: int) -> float:
+        """Seconds until a slot is expected to become free while all are taken."""
+        return self.service_s / slots
+
+    def ttft_s(self, *, slots: int, running: int, waiting: int, prompt_tokens: int) -> float:
+        """Seconds to the first token that a request with `prompt_tokens` to compute should expect now."""
+        compute = prompt_tokens / self.prefill if self.prefill else 0.0
+        step = 1 / self.decode if self.decode else 0.0
+        queue = max(0, running + waiting - slots + 1) * self.place_s(slots)
+        return queue + compute + step
+
+
+def _average(old: float, new: float) -> float:
+    return old + _WEIGHT * (new - old) if old else new

@@ -1,0 +1,94 @@
+"""What drives an engine's steps: a worker thread in a node, a trio task in tests (`testing/backend.py`)."""
+
+import queue
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import trio
+
+from llamanet.node.core import Command, EngineCore, Event
+
+T = TypeVar("T")
+Deliver = Callable[[list[Event]], None]
+
+
+class Worker(Protocol):
+    """Drives one engine. All methods are called from trio."""
+
+    clock: Callable[[], float]
+    """Seconds; what the engine measures by."""
+
+    def call(self, function: Callable[[], T]) -> Awaitable[T]:
+        """Run something that may take a while, beside the steps."""
+
+    def send(self, command: Command) -> None:
+        """Have the engine carry out `command` before its next step."""
+
+    async def drive(self, core: EngineCore, deliver: Deliver) -> None:
+        """Step until cancelled; `deliver` is called in trio with each step's events. Closes the backend at the end."""
+
+
+class ThreadWorker:
+    """One thread steps; trio hears of each step once.
+
+    The hop to trio is made when the next batch is ready to be decoded: llama.cpp lets go of the interpreter's lock
+    while it computes, and trio has it for itself meanwhile. With nothing to do the thread blocks.
+    """
+
+    def __init__(self) -> None:
+        self.clock: Callable[[], float] = time.perf_counter
+        self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run `function` in a thread of trio's."""
+        return await trio.to_thread.run_sync(function)
+
+    def send(self, command: Command) -> None:
+        """Put `command` into the inbox, waking the thread if it waits."""
+        self._inbox.put(command)
+
+    async def drive(self, core: EngineCore, deliver: Deliver) -> None:
+        """Run the thread. Cancelling stops it after the step that it is in."""
+        token = trio.lowlevel.current_trio_token()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._join, core, lambda events: token.run_sync_soon(deliver, events))
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._inbox.put(None)
+
+    async def _join(self, core: EngineCore, post: Deliver) -> None:
+        with trio.CancelScope(shield=True):
+            # Its own limiter: an engine runs for as long as the node does, and must not use up trio's shared threads.
+            await trio.to_thread.run_sync(self._run, core, post, limiter=trio.CapacityLimiter(1))
+
+    def _run(self, core: EngineCore, post: Deliver) -> None:
+        try:
+            idle = False
+            while (commands := self._take(core, wait=idle)) is not None:
+                core.execute(commands)
+                step = core.plan()
+                if events := core.take_events():
+                    post(events)
+                idle = not step.parts
+                if not idle:
+                    core.compute(step)
+        finally:
+            core.backend.close()
+
+    def _take(self, core: EngineCore, *, wait: bool) -> list[Command] | None:
+        """The commands that came in; None to stop. Waits for one, or for `core.wake_at`, if there is nothing to do."""
+        commands = []
+        try:
+            if wait:
+                wake_at = core.wake_at()
+                timeout = None if wake_at is None else max(0.0, wake_at - core.clock())
+                if (command := self._inbox.get(timeout=timeout)) is None:
+                    return None
+                commands.append(command)
+            while (command := self._inbox.get_nowait()) is not None:
+                commands.append(command)
+        except queue.Empty:
+            return commands
+        return None

@@ -1,0 +1,220 @@
+"""A backend that recites a script: a whole node without a model, exact to the token.
+
+Rules:
+- What is drawn is a function of (prompt, position, seed) alone, so a resumed stream can be checked to the token.
+  At temperature 0 the seed does not matter.
+- A prompt has one token a word. The words that it generates come from a short list; some of them need two tokens to
+  make a character, as with real vocabularies.
+- Time is only spent where the script says so: `step_time` each step and `token_time` each prompt token, in seconds.
+  Under `TrioWorker` it passes on trio's clock (a test's autojump clock, too); in a node's thread, by `sleep`.
+"""
+
+import math
+import re
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Run
+from functools import partial
+from typing import TypeVar
+
+import attrs
+import trio
+
+from llamanet.node.backend import BackendError, Chunk
+from llamanet.node.core import Command, EngineCore
+from llamanet.node.engine import serve_engine
+from llamanet.node.sampling import position_seed
+from llamanet.node.worker import Deliver
+from llamanet.wire.inference import Sampling
+
+T = TypeVar("T")
+
+END = 0
+"""The end token's id."""
+_WORDS = (b"swarm", b"node", b"token", b"llama", b"stream", b"bucket", b"record", b"peer", b"seed", b"slot", b"lookup")
+_PIECES: tuple[bytes, ...] = (b"", *(b" " + word for word in _WORDS), b" caf\xc3", b"\xa9")
+_SPLIT = len(_PIECES) - 2
+"""The token that begins the two-token word; the next id ends it."""
+_FIRST_PROMPT_ID = 1_000
+_VOCABULARY = 2**31 - 1
+
+
+def scripted_tokens(
+    prompt: str, count: int, *, seed: int = 0, temperature: float = 0.0, answer_tokens: int = 1_000_000
+) -> list[int]:
+    """The first `count` tokens that a `ScriptedBackend` generates after `prompt`, the end token included."""
+    key = _key(_tokenize(prompt))
+    effective = seed if temperature > 0 else 0
+    return [_scripted(key, position, effective, answer_tokens) for position in range(min(count, answer_tokens + 1))]
+
+
+def scripted_text(tokens: Run[int]) -> str:
+    """The text of scripted tokens."""
+    return b"".join(_PIECES[token] for token in tokens).decode(errors="replace")
+
+
+def _tokenize(text: str) -> list[int]:
+    words = re.findall(r"\S+", text)
+    return [_FIRST_PROMPT_ID + zlib.crc32(word.encode()) % (_VOCABULARY - _FIRST_PROMPT_ID) for word in words]
+
+
+def _key(prompt: Run[int]) -> int:
+    return zlib.crc32(repr(list(prompt)).encode())
+
+
+def _scripted(key: int, position: int, seed: int, answer_tokens: int) -> int:
+    if position >= answer_tokens:
+        return END
+    # Every tenth position begins a word of two tokens, and the one after it ends that word.
+    if position % 10 >= 8:
+        return _SPLIT + position % 10 - 8
+    return 1 + position_seed(key ^ seed, position) % (_SPLIT - 1)
+
+
+@attrs.define(kw_only=True)
+class ScriptedBackend:
+    """A `Backend` that computes nothing.
+
+    `answer_tokens` come before the end token. `fail_at` and `hang_at` number the tokens that the backend draws, from
+    1, over all requests: at that one it raises `BackendError`, or stands still. In a thread (`sleep` given) a hanging
+    backend goes on when `release` is called, and its engine can only end then.
+    """
+
+    n_ctx: int = 2048
+    n_batch: int = 512
+    slots: int = 4
+    n_vocab: int = _VOCABULARY
+    chat_template: str | None = (
+        "{% for message in messages %}<{{ message.role }}> {{ message.content }} {% endfor %}<assistant>"
+    )
+    bos_text: str = ""
+    eos_text: str = ""
+    answer_tokens: int = 1_000_000
+    step_time: float = 0.0
+    token_time: float = 0.0
+    fail_at: int | None = None
+    hang_at: int | None = None
+    sleep: Callable[[float], None] | None = None
+    drawn: int = 0
+    """Tokens drawn so far."""
+    computed: int = 0
+    """Tokens decoded so far."""
+    closed: bool = False
+    _scripts: dict[int, tuple[int, int]] = attrs.field(factory=dict)
+    _lengths: dict[int, int] = attrs.field(factory=dict)
+    _spent: float = 0.0
+    _released: threading.Event = attrs.field(factory=threading.Event)
+
+    def tokenize(self, text: str) -> list[int]:
+        """A token a word."""
+        return _tokenize(text)
+
+    def piece(self, token: int) -> bytes:
+        """A word with the space before it, or half of one."""
+        return _PIECES[token] if token < len(_PIECES) else b""
+
+    def is_end(self, token: int) -> bool:
+        """Whether `token` is `END`."""
+        return token == END
+
+    def begin(self, slot: int, sampling: Sampling, seed: int, prompt: Run[int], resume: Run[int]) -> None:
+        """Remember what the draws depend on."""
+        self._scripts[slot] = _key(prompt), seed if sampling.temperature > 0 else 0
+
+    def end(self, slot: int) -> None:
+        """Forget what the draws depend on."""
+        del self._scripts[slot]
+
+    def forget(self, slot: int, start: int) -> bool:
+        """Shorten the slot's memory."""
+        self._lengths[slot] = min(start, self._lengths.get(slot, 0))
+        return True
+
+    def decode(self, chunks: Run[Chunk]) -> None:
+        """Check that each chunk goes on where its slot's memory ends, and take the scripted time."""
+        for chunk in chunks:
+            length = self._lengths.get(chunk.slot, 0)
+            if chunk.start != length:
+                raise BackendError(f"slot {chunk.slot} holds {length} tokens, and is continued at {chunk.start}")
+            self._lengths[chunk.slot] = length + len(chunk.tokens)
+            self.computed += len(chunk.tokens)
+        prompt_tokens = sum(len(chunk.tokens) - chunk.draws for chunk in chunks)
+        self._spend(self.step_time + self.token_time * prompt_tokens)
+
+    def draw(self, slot: int, position: int) -> int:
+        """The scripted token, or the scripted disaster."""
+        self.drawn += 1
+        if self.drawn == self.fail_at:
+            raise BackendError(f"scripted failure at token {self.drawn}")
+        if self.drawn == self.hang_at:
+            self._spend(math.inf)
+        key, seed = self._scripts[slot]
+        return _scripted(key, position, seed, self.answer_tokens)
+
+    def close(self) -> None:
+        """Note it."""
+        self.closed = True
+
+    def release(self) -> None:
+        """Let a backend that hangs in a thread go on. May be called from any thread."""
+        self._released.set()
+
+    def take_spent(self) -> float:
+        """Seconds of scripted time since the last call that nobody slept yet."""
+        spent, self._spent = self._spent, 0.0
+        return spent
+
+    def _spend(self, seconds: float) -> None:
+        if self.sleep is None:
+            self._spent += seconds
+        elif math.isinf(seconds):
+            self._released.wait()
+        elif seconds:
+            self.sleep(seconds)
+
+
+class TrioWorker:
+    """Drives an engine in a trio task, without threads, so that it runs under an autojump clock."""
+
+    def __init__(self) -> None:
+        self.clock: Callable[[], float] = trio.current_time
+        self._inbox: deque[Command] = deque()
+        self._news = trio.Event()
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run `function` here and now."""
+        await trio.lowlevel.checkpoint()
+        return function()
+
+    def send(self, command: Command) -> None:
+        """Put `command` into the inbox."""
+        self._inbox.append(command)
+        self._news.set()
+
+    async def drive(self, core: EngineCore, deliver: Deliver) -> None:
+        """Step until cancelled, sleeping the time that a `ScriptedBackend` says a step took."""
+        backend = core.backend
+        try:
+            while True:
+                self._news = trio.Event()
+                commands = list(self._inbox)
+                self._inbox.clear()
+                core.execute(commands)
+                step = core.plan()
+                deliver(core.take_events())
+                if not step.parts:
+                    wake_at = core.wake_at()
+                    with trio.move_on_at(math.inf if wake_at is None else wake_at):
+                        await self._news.wait()
+                    continue
+                core.compute(step)
+                if isinstance(backend, ScriptedBackend):
+                    await trio.sleep(backend.take_spent())
+        finally:
+            backend.close()
+
+
+serve_scripted_engine = partial(serve_engine, make_worker=TrioWorker)
+"""`serve_engine` driven by a `TrioWorker`."""
