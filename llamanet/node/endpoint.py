@@ -1,0 +1,313 @@
+"""The inference endpoint: websockets, each carrying many requests, in front of the engines of one node.
+
+Rules:
+- Whatever a peer sends, or does not send, ends at most its own connection: handshakes, idling and stalled sends have a
+  time limit, connections, requests on each and messages a size limit, and all that comes in is decoded before use.
+- Answers go out as the engine gives them. A socket that does not drain holds back its own generations only, and these
+  are bounded by the engine.
+- A request ends with its connection, or with its `Cancel`, within one engine step.
+- A request is answered by `Failed` with its id and the connection goes on; only what cannot be tied to one request
+  ends the connection: `Failed` without id, then the close code.
+"""
+
+import logging
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+import attrs
+import trio
+import wsproto.utilities
+from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, wrap_server_stream
+
+from llamanet._version import __version__
+from llamanet.errors import BadMessage, EngineBusy
+from llamanet.node.engine import Engine, Generation
+from llamanet.wire.inference import (
+    MAX_MESSAGE_BYTES,
+    SUBPROTOCOL_JSON,
+    SUBPROTOCOL_MSGPACK,
+    Cancel,
+    Failed,
+    Generate,
+    ModelStatus,
+    NodeMessage,
+    Status,
+    StatusReply,
+    decode_client_message_untrusted,
+    encode_message,
+    request_id_of_untrusted,
+)
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 256
+"""Further ones are closed at once. With `MAX_MESSAGE_BYTES` it bounds what half-sent messages can take."""
+MAX_REQUESTS = 256
+"""In flight on one connection."""
+HANDSHAKE_S = 10.0
+"""For TLS and the websocket's upgrade together."""
+IDLE_S = 300.0
+"""A connection with no request in flight is closed after this silence; clients open another when they need one."""
+SEND_S = 60.0
+"""A peer that takes nothing for this long while an answer waits is gone, or might as well be."""
+CLOSE_S = 1.0
+"""For a polite close; then the socket is closed without."""
+RECEIVE_BYTES = 64 * 1024
+
+_PLAIN_HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\n\r\n"
+_SPEAK_TLS = b"This port speaks TLS: use wss:// (the certificate is self-signed by the node's identity).\n"
+
+_GOING_AWAY, _UNSUPPORTED, _BAD_DATA, _POLICY = 1001, 1003, 1007, 1008
+"""Close codes of RFC 6455, section 7.4.1."""
+_NETWORK_ERRORS = (
+    ConnectionClosed,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    wsproto.utilities.ProtocolError,
+)
+
+
+class Endpoint:
+    """The engines of one node as the network sees them."""
+
+    def __init__(self, label: str, tls: ssl.SSLContext | None) -> None:
+        """`label` is the node's name in replies; without `tls` the endpoint speaks plain `ws://`."""
+        self.label = label
+        self.engines: dict[str, Engine] = {}
+        """By model name; the first one serves requests that name no model."""
+        self.draining = False
+        """While True, new requests are refused and running ones go on."""
+        self._tls = tls
+        self._connections = 0
+        self._requests = 0
+        self._idle = trio.Event()
+        self._idle.set()
+
+    async def serve(self, listeners: Iterable[trio.abc.Listener[trio.abc.Stream]]) -> None:
+        """Serve every connection that arrives, until cancelled; then all connections are closed."""
+        async with trio.open_nursery() as nursery:
+            await trio.serve_listeners(self.serve_stream, list(listeners), handler_nursery=nursery)
+
+    async def wait_idle(self) -> None:
+        """Return when no request is in flight."""
+        while self._requests:
+            await self._idle.wait()
+
+    async def serve_stream(self, stream: trio.abc.Stream) -> None:
+        """Serve one connection over `stream`, and close it."""
+        if self._connections >= MAX_CONNECTIONS:
+            await trio.aclose_forcefully(stream)
+            return
+        self._connections += 1
+        try:
+            await self._serve_stream(stream)
+        except _NETWORK_ERRORS as error:
+            log.debug("connection lost: %r", error)
+        except BaseExceptionGroup as group:
+            _, rest = group.split(_NETWORK_ERRORS)
+            if rest is not None:
+                raise rest from None
+            log.debug("connection lost: %r", group)
+        finally:
+            self._connections -= 1
+            await trio.aclose_forcefully(stream)
+
+    async def _serve_stream(self, stream: trio.abc.Stream) -> None:
+        with trio.CancelScope(deadline=trio.current_time() + HANDSHAKE_S) as handshake:
+            if self._tls is not None:
+                stream = await self._open_tls(stream, self._tls)
+            async with trio.open_nursery() as nursery:
+                request = await wrap_server_stream(
+                    nursery, stream, max_message_size=MAX_MESSAGE_BYTES, receive_buffer_size=RECEIVE_BYTES
+                )
+                websocket = await _accept(request)
+                if websocket is not None:
+                    handshake.deadline = float("inf")
+                    await _Connection(self, websocket, nursery).serve()
+                # Without this the library's reader would go on until the peer closes its side.
+                nursery.cancel_scope.cancel()
+
+    async def _open_tls(self, transport: trio.abc.Stream, tls: ssl.SSLContext) -> trio.abc.Stream:
+        stream = trio.SSLStream(transport, tls, server_side=True, https_compatible=True)
+        try:
+            await stream.do_handshake()
+        except trio.BrokenResourceError as error:
+            if isinstance(error.__cause__, ssl.SSLError) and error.__cause__.reason == "HTTP_REQUEST":
+                await transport.send_all(_PLAIN_HTTP + _SPEAK_TLS)
+            raise
+        return stream
+
+    def engine_for(self, request: Generate) -> Engine | Failed:
+        """The engine that `request` is for, or why there is none."""
+        if self.draining:
+            return Failed(id=request.id, code="draining", message="the node is shutting down")
+        engine = self.engines.get(request.model) if request.model else next(iter(self.engines.values()), None)
+        if engine is None:
+            served = ", ".join(self.engines) or "nothing"
+            message = f"the node does not serve {request.model or 'any model'}"
+            return Failed(id=request.id, code="no_such_model", message=message, field="model", limit=served)
+        if request.digest is not None and request.digest != engine.digest:
+            message = f"the node's {engine.name} is another file"
+            return Failed(
+                id=request.id, code="wrong_digest", message=message, field="digest", limit=engine.digest.hex()
+            )
+        return engine
+
+    def status(self, request: Status) -> StatusReply:
+        """The node's state, all models included."""
+        models = []
+        for engine in self.engines.values():
+            state = engine.state()
+            models.append(
+                ModelStatus(
+                    name=engine.name,
+                    digest=engine.digest,
+                    n_ctx=state.n_ctx,
+                    slots=state.slots,
+                    running=state.running,
+                    waiting=state.waiting,
+                    tokens_per_second=state.tokens_per_second,
+                    ttft_s=state.ttft_s,
+                )
+            )
+        return StatusReply(
+            id=request.id, node_id=self.label, version=__version__, draining=self.draining, models=tuple(models)
+        )
+
+    def count_request(self, change: int) -> None:
+        """Called by connections when a request begins (+1) and when its last answer is sent (-1)."""
+        self._requests += change
+        if not self._requests:
+            self._idle.set()
+        elif change > 0:
+            self._idle = trio.Event()
+
+
+async def _accept(request: WebSocketRequest) -> WebSocketConnection | None:
+    """Agree on a subprotocol; None if the client offers only others."""
+    offered = request.proposed_subprotocols
+    for subprotocol in (SUBPROTOCOL_MSGPACK, SUBPROTOCOL_JSON):
+        if subprotocol in offered:
+            return await request.accept(subprotocol=subprotocol)
+    if not offered:
+        return await request.accept()
+    known = f"known subprotocols: {SUBPROTOCOL_MSGPACK}, {SUBPROTOCOL_JSON}\n"
+    await request.reject(400, body=known.encode())
+    return None
+
+
+@attrs.define
+class _Close(Exception):
+    """The connection cannot go on: `code` is the websocket close code."""
+
+    code: int
+    reason: str
+
+
+class _Connection:
+    """One client's websocket and its requests in flight."""
+
+    def __init__(self, endpoint: Endpoint, websocket: WebSocketConnection, nursery: trio.Nursery) -> None:
+        self._endpoint = endpoint
+        self._websocket = websocket
+        self._as_json = websocket.subprotocol == SUBPROTOCOL_JSON
+        self._nursery = nursery
+        self._answers = 0
+        self._generations: dict[int, Generation] = {}
+
+    async def serve(self) -> None:
+        """Answer requests until either side closes, or nothing happens for too long."""
+        try:
+            while True:
+                with trio.move_on_after(IDLE_S) as silence:
+                    data = await self._websocket.get_message()
+                if not silence.cancelled_caught:
+                    self._take(data)
+                elif not self._answers:
+                    raise _Close(_GOING_AWAY, "idle for too long")
+        except _Close as close:
+            with trio.move_on_after(CLOSE_S):
+                if close.code != _GOING_AWAY:
+                    await self._send(Failed(code="bad_request", message=close.reason))
+                await self._websocket.aclose(close.code, close.reason[:100])
+
+    def _take(self, data: bytes | str) -> None:
+        if isinstance(data, str) != self._as_json:
+            kind, other = ("text", SUBPROTOCOL_MSGPACK) if self._as_json else ("binary", SUBPROTOCOL_JSON)
+            raise _Close(_UNSUPPORTED, f"messages are {kind} frames here; ask for subprotocol {other} to send others")
+        try:
+            message = decode_client_message_untrusted(data)
+        except BadMessage as error:
+            request_id = request_id_of_untrusted(data)
+            if request_id is None or request_id in self._generations:
+                raise _Close(_BAD_DATA, str(error)) from error
+            failed = Failed(id=request_id, code="bad_request", message=str(error), field=error.field, limit=error.limit)
+            self._start(self._reply, failed)
+            return
+        if isinstance(message, Cancel):
+            if generation := self._generations.get(message.id):
+                generation.cancel()
+        elif isinstance(message, Status):
+            self._start(self._reply, self._endpoint.status(message))
+        elif message.id in self._generations:
+            raise _Close(_POLICY, f"request {message.id} is already in flight")
+        else:
+            self._generate(message)
+
+    def _generate(self, request: Generate) -> None:
+        engine = self._endpoint.engine_for(request)
+        if isinstance(engine, Failed):
+            self._start(self._reply, engine)
+            return
+        try:
+            generation = engine.submit(request)
+        except EngineBusy as error:
+            failed = Failed(id=request.id, code="busy", message=str(error), retry_after=error.retry_after)
+            self._start(self._reply, failed)
+            return
+        self._generations[request.id] = generation
+        try:
+            self._start(self._relay, generation)
+        except _Close:
+            generation.cancel()
+            raise
+
+    def _start(self, answer: Callable[[T], Awaitable[None]], argument: T) -> None:
+        if self._answers >= MAX_REQUESTS:
+            raise _Close(_POLICY, f"more than {MAX_REQUESTS} requests in flight")
+        self._answers += 1
+        self._endpoint.count_request(+1)
+        self._nursery.start_soon(self._run, answer, argument)
+
+    async def _run(self, answer: Callable[[T], Awaitable[None]], argument: T) -> None:
+        try:
+            await answer(argument)
+        except trio.TooSlowError:
+            self._nursery.cancel_scope.cancel()
+        finally:
+            self._answers -= 1
+            self._endpoint.count_request(-1)
+
+    async def _reply(self, message: NodeMessage) -> None:
+        await self._send(message)
+
+    async def _relay(self, generation: Generation) -> None:
+        try:
+            while True:
+                await self._send(await generation.receive())
+        except trio.EndOfChannel:
+            pass
+        finally:
+            generation.cancel()
+            del self._generations[generation.request.id]
+
+    async def _send(self, message: NodeMessage) -> None:
+        # Only the end of the connection may interrupt a send: half a frame would garble those that follow.
+        with trio.fail_after(SEND_S):
+            await self._websocket.send_message(encode_message(message, as_json=self._as_json))

@@ -1,0 +1,103 @@
+import os
+import ssl
+import tempfile
+
+import pytest
+import trio
+import trio.testing
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamanet.client.tls import client_tls, ed25519_key_untrusted, verify_peer
+from llamanet.errors import BadMessage, NodeFailed
+from llamanet.node.tls import make_certificate, server_tls
+from llamanet.wire.identity import Identity
+
+NODE = Identity.from_seed(bytes(range(32)))
+DER = make_certificate(NODE).public_bytes(serialization.Encoding.DER)
+
+
+def test_the_certificate_carries_the_identity():
+    assert ed25519_key_untrusted(DER) == NODE.public_key
+    assert make_certificate(NODE) == x509.load_der_x509_certificate(DER)
+
+
+def test_the_private_key_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    server_tls(NODE)
+    assert os.listdir(tmp_path) == []
+
+
+@given(st.integers(0, len(DER) - 1), st.integers(0, 255))
+def test_a_changed_certificate_is_refused_or_read_as_openssl_reads_it(at, byte):
+    changed = DER[:at] + bytes([byte]) + DER[at + 1 :]
+    try:
+        key = ed25519_key_untrusted(changed)
+    except BadMessage:
+        return
+    try:
+        certificate = x509.load_der_x509_certificate(changed)
+        raw = certificate.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    except (ValueError, x509.InvalidVersion):
+        return
+    assert key == raw
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_no_certificate(data):
+    with pytest.raises(BadMessage):
+        ed25519_key_untrusted(data)
+
+
+@pytest.mark.parametrize("cut", range(0, len(DER), 7))
+def test_a_cut_certificate_is_refused(cut):
+    with pytest.raises(BadMessage):
+        ed25519_key_untrusted(DER[:cut])
+
+
+async def handshake(server_context: ssl.SSLContext, expected: Identity):
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = trio.SSLStream(theirs, server_context, server_side=True)
+    client = trio.SSLStream(ours, client_tls())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.do_handshake)
+        await client.do_handshake()
+    verify_peer(client, expected.public_key, "alice")
+    return client
+
+
+async def test_the_handshake_is_tls_1_3_and_proves_the_identity():
+    client = await handshake(server_tls(NODE), NODE)
+    assert client.version() == "TLSv1.3"
+
+
+async def test_another_identity_is_refused():
+    with pytest.raises(NodeFailed, match="another node's"):
+        await handshake(server_tls(Identity.generate()), NODE)
+
+
+async def test_a_key_of_another_kind_is_refused(tmp_path):
+    key = ec.generate_private_key(ec.SECP256R1())
+    genuine = make_certificate(NODE)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(genuine.subject)
+        .issuer_name(genuine.issuer)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(genuine.not_valid_before_utc)
+        .not_valid_after(genuine.not_valid_after_utc)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "other.pem"
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    with pytest.raises(NodeFailed, match="no node's"):
+        await handshake(context, NODE)
