@@ -1,1 +1,1 @@
-"""What travels between LlamaNet's parts: identities, records, datagrams and messages. No sockets, no clocks, no trio."""
+"""What travels between LlamaNet's parts: identities, records, datagrams, messages. No sockets, no clocks, no trio."""

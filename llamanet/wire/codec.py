@@ -1,17 +1,17 @@
 """Bytes to typed messages and back, with every length bounded.
 
 Rules:
-- Functions that take bytes from the network end in `_untrusted` and let out nothing but `BadMessage`.
+- Functions that take bytes from the network end in `_untrusted` and let out nothing but `BadMessage`, whose text is
+  short, printable and fit to be sent back.
 - A message is an attrs class whose fields are made by `wire_field(decoder)`. A decoder takes one plain value (what
   msgpack or JSON gave) and returns the typed one, or raises `BadMessage`.
 - Datagrams are msgpack arrays, short and positional; what follows the known fields is ignored, so that a later
   version may append. Websocket messages are maps, the same in msgpack and in JSON; an unknown name is refused.
-- No msgpack extension types, no non-string map keys, and bounded nesting.
+- No msgpack extension types, no non-string map keys, no number past 64 bits, and bounded nesting.
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import attrs
@@ -28,6 +28,10 @@ Decoder: TypeAlias = Callable[[Plain], T]
 DATAGRAM_DEPTH = 4
 MESSAGE_DEPTH = 16
 """Deep enough for a JSON schema inside a request."""
+MAX_INTEGER_DIGITS = 20
+"""What a 64-bit number needs. Python before 3.10.7 reads a number of n digits in n² steps."""
+
+_CONTAINERS = frozenset({list, dict})
 
 
 # --- plain values -----------------------------------------------------------------------------------------------------
@@ -41,7 +45,15 @@ def pack_datagram(value: Plain) -> bytes:
 
 def unpack_datagram_untrusted(data: bytes) -> Plain:
     """Msgpack to a plain value nested at most `DATAGRAM_DEPTH` deep. Raises `BadMessage`."""
-    return _unpack_untrusted(data, DATAGRAM_DEPTH)
+    return _unpack_untrusted(data, _end_untrusted(data), DATAGRAM_DEPTH)
+
+
+def unpack_padded_untrusted(data: bytes) -> Plain:
+    """Msgpack, with any number of zero bytes after it, to a plain value as `unpack_datagram_untrusted` gives it."""
+    end = _end_untrusted(data)
+    if data.count(0, end) != len(data) - end:
+        raise BadMessage("padded with something else than zeros")
+    return _unpack_untrusted(data[:end], end, DATAGRAM_DEPTH)
 
 
 def pack_msgpack(value: Plain) -> bytes:
@@ -52,16 +64,20 @@ def pack_msgpack(value: Plain) -> bytes:
 
 def unpack_msgpack_untrusted(data: bytes) -> Plain:
     """Msgpack to a plain value nested at most `MESSAGE_DEPTH` deep. Raises `BadMessage`."""
-    return _unpack_untrusted(data, MESSAGE_DEPTH)
+    return _unpack_untrusted(data, _end_untrusted(data), MESSAGE_DEPTH)
 
 
 def unpack_json_untrusted(text: str) -> Plain:
-    """JSON to a plain value nested at most `MESSAGE_DEPTH` deep. Raises `BadMessage`."""
+    """JSON to a plain value nested at most `MESSAGE_DEPTH` deep. Of a name given twice the last counts.
+
+    Raises `BadMessage`.
+    """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_integer_untrusted)
     except (ValueError, RecursionError) as error:
         raise BadMessage("not valid JSON") from error
-    _check_depth(value, MESSAGE_DEPTH)
+    if type(value) in _CONTAINERS:
+        _check_shape(value, MESSAGE_DEPTH)
     return value
 
 
@@ -69,36 +85,52 @@ def _refuse_constant(name: str) -> None:
     raise BadMessage(f"{name} is not valid JSON")
 
 
-def _unpack_untrusted(data: bytes, depth: int) -> Plain:
+def _parse_integer_untrusted(digits: str) -> int:
+    if len(digits) > MAX_INTEGER_DIGITS:
+        raise BadMessage("a number too long", limit=f"{MAX_INTEGER_DIGITS} digits")
+    return int(digits)
+
+
+def _unpack_untrusted(data: bytes, end: int, depth: int) -> Plain:
+    if end != len(data):
+        raise BadMessage("more than one msgpack value")
     try:
-        # The C unpacker bounds every length by the size of the data itself and nesting by its own stack.
-        value = msgpack.unpackb(data, strict_map_key=True, ext_hook=_refuse_extension, timestamp=0)
+        value = msgpack.unpackb(data, strict_map_key=True, max_ext_len=0)
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise BadMessage("not valid msgpack") from error
-    _check_depth(value, depth)
+    if type(value) in _CONTAINERS:
+        _check_shape(value, depth)
     return value
 
 
-def _refuse_extension(code: int, data: bytes) -> None:
-    raise BadMessage("msgpack extension types are not used")
+def _end_untrusted(data: bytes) -> int:
+    """Where the first msgpack value ends.
+
+    Found without building it: the unpacker makes room for as many entries as an array claims to have, and arrays that
+    claim a lot, one inside the other, would cost gigabytes. A value that is all there has no more entries than bytes.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=len(data), max_ext_len=0)
+    try:
+        unpacker.feed(data)
+        unpacker.skip()
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        raise BadMessage("not valid msgpack") from error
+    end: int = unpacker.tell()
+    return end
 
 
-def _check_depth(value: Plain, depth: int) -> None:
-    if isinstance(value, list):
-        children: Sequence[Plain] = value
-    elif isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
-            raise BadMessage("map keys are strings")
-        children = list(value.values())
-    elif isinstance(value, msgpack.Timestamp):
-        raise BadMessage("msgpack extension types are not used")
-    else:
-        return
+def _check_shape(container: Plain, depth: int) -> None:
     if depth == 0:
         raise BadMessage("nested too deeply")
+    children: Iterable[Plain] = container
+    if type(container) is dict:
+        for key in container:
+            if type(key) is not str:
+                raise BadMessage("map keys are strings")
+        children = container.values()
     for child in children:
-        if isinstance(child, list | dict | msgpack.Timestamp):
-            _check_depth(child, depth - 1)
+        if type(child) in _CONTAINERS:
+            _check_shape(child, depth - 1)
 
 
 # --- decoders ---------------------------------------------------------------------------------------------------------
@@ -130,13 +162,14 @@ def hex_bytes(size: int) -> Decoder[bytes]:
     """Decoder for a byte string of one size written in hexadecimal, as websocket messages carry digests."""
 
     def decode(value: Plain) -> bytes:
-        try:
-            data = bytes.fromhex(value)
-        except (TypeError, ValueError):
-            data = b""
-        if len(data) != size:
-            raise BadMessage("wrong type or length", limit=f"{size} bytes in hexadecimal")
-        return data
+        if type(value) is str and len(value) == 2 * size:
+            try:
+                data = bytes.fromhex(value)
+            except ValueError:
+                data = b""
+            if len(data) == size:
+                return data
+        raise BadMessage("wrong type or length", limit=f"{size} bytes in hexadecimal")
 
     return decode
 
@@ -156,7 +189,8 @@ def number(low: float, high: float) -> Decoder[float]:
     """Decoder for a finite number within [low, high]."""
 
     def decode(value: Plain) -> float:
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        # NaN compares false with everything, so it fails the range too.
+        if type(value) not in (int, float) or not low <= value <= high:
             raise BadMessage(f"{_shown(value)} is not allowed", limit=f"a number from {low:g} to {high:g}")
         return float(value)
 
@@ -189,7 +223,7 @@ def one_of(*allowed: str) -> Decoder[str]:
     """Decoder for one of a few words."""
 
     def decode(value: Plain) -> str:
-        if value not in allowed or type(value) is not str:
+        if type(value) is not str or value not in allowed:
             raise BadMessage(f"{_shown(value)} is not allowed", limit=", ".join(allowed))
         return value
 
@@ -198,27 +232,51 @@ def one_of(*allowed: str) -> Decoder[str]:
 
 def optional(decoder: Decoder[T]) -> Decoder[T | None]:
     """Decoder for None, or what `decoder` takes."""
-    return lambda value: None if value is None else decoder(value)
+
+    def decode(value: Plain) -> T | None:
+        return None if value is None else decoder(value)
+
+    return decode
 
 
 def list_of(decoder: Decoder[T], most: int) -> Decoder[tuple[T, ...]]:
     """Decoder for a list of at most `most` entries."""
 
     def decode(value: Plain) -> tuple[T, ...]:
-        if type(value) is not list or len(value) > most:
-            raise BadMessage("wrong type or length", limit=f"a list of at most {most}")
-        return tuple([decoder(entry) for entry in value])
+        _check_list(value, most)
+        entries: list[T] = []
+        for entry in value:
+            try:
+                entries.append(decoder(entry))
+            except BadMessage as error:
+                raise _inside(f"[{len(entries)}]", error) from error
+        return tuple(entries)
 
     return decode
 
 
-def plain_json(value: Plain) -> Plain:
-    """Decoder for any JSON value, already bounded in size and depth by the message that holds it."""
-    return value
+def list_of_integers(low: int, high: int, most: int) -> Decoder[tuple[int, ...]]:
+    """Decoder for a list of at most `most` whole numbers within [low, high]; quick enough for a million of them."""
+
+    def decode(value: Plain) -> tuple[int, ...]:
+        _check_list(value, most)
+        if value and (set(map(type, value)) != {int} or not low <= min(value) or not max(value) <= high):
+            raise BadMessage("an entry is not allowed", limit=f"whole numbers from {low} to {high}")
+        return tuple(value)
+
+    return decode
+
+
+def _check_list(value: Plain, most: int) -> None:
+    if type(value) is not list or len(value) > most:
+        raise BadMessage("wrong type or length", limit=f"a list of at most {most}")
 
 
 def _shown(value: Plain) -> str:
-    shown = repr(value)
+    """A value as an error quotes it: short, printable, and cheap however large the value is."""
+    if type(value) in _CONTAINERS:
+        return f"a {type(value).__name__}"
+    shown = ascii(value[:64] if isinstance(value, str | bytes) else value)
     return shown if len(shown) <= 40 else f"{shown[:37]}..."
 
 
@@ -234,28 +292,42 @@ def wire_field(
     return attrs.field(metadata={"decode": decode, "encode": encode}, **options)
 
 
-_FieldPlan: TypeAlias = tuple[str, Decoder[Any], Callable[[Any], Plain] | None, bool]
-_plans: dict[type, tuple[_FieldPlan, ...]] = {}
+@attrs.frozen
+class _Plan:
+    """A message class worked out once; the fields are in their order."""
+
+    decoders: dict[str, Decoder[Any]]
+    encoders: tuple[tuple[str, Callable[[Any], Plain] | None], ...]
+    defaults: dict[str, Any]
 
 
-def _plan(message_class: type) -> tuple[_FieldPlan, ...]:
-    """(name, decoder, encoder, required) of each field, worked out once for each class."""
+_plans: dict[type, _Plan] = {}
+
+
+def _plan(message_class: type) -> _Plan:
     plan = _plans.get(message_class)
     if plan is None:
-        plan = tuple(
-            (field.name, field.metadata["decode"], field.metadata["encode"], field.default is attrs.NOTHING)
-            for field in attrs.fields(message_class)
-            if "decode" in field.metadata
+        fields = [field for field in attrs.fields(message_class) if "decode" in field.metadata]
+        plan = _Plan(
+            decoders={field.name: field.metadata["decode"] for field in fields},
+            encoders=tuple([(field.name, field.metadata["encode"]) for field in fields]),
+            defaults={field.name: _default_of(field) for field in fields if field.default is not attrs.NOTHING},
         )
         _plans[message_class] = plan
     return plan
+
+
+def _default_of(field: "attrs.Attribute[Any]") -> Any:
+    # `attrs.Factory` is a class, but typed as a function, so that `isinstance` would not pass mypy.
+    factory = getattr(field.default, "factory", None)
+    return factory() if factory else field.default
 
 
 def to_array(message: attrs.AttrsInstance) -> list[Plain]:
     """The message's fields in their order, as plain values."""
     return [
         encode(getattr(message, name)) if encode else getattr(message, name)
-        for name, _, encode, _ in _plan(type(message))
+        for name, encode in _plan(type(message)).encoders
     ]
 
 
@@ -263,56 +335,68 @@ def from_array_untrusted(message_class: type[T], values: Plain) -> T:
     """A message from its fields in order; fields with a default may be missing, further entries are ignored."""
     if type(values) is not list:
         raise BadMessage("not an array")
-    arguments = {}
     plan = _plan(message_class)
-    for (name, decode, _, _), value in zip(plan, values, strict=False):
+    arguments = {}
+    for (name, decode), value in zip(plan.decoders.items(), values, strict=False):
         try:
             arguments[name] = decode(value)
         except BadMessage as error:
-            raise BadMessage(error.reason, _path(name, error.field), error.limit) from error
-    for name, _, _, required in plan[len(values) :]:
-        if required:
-            raise BadMessage("missing", name)
+            raise _inside(name, error) from error
+    _check_complete(plan, arguments)
     return message_class(**arguments)
 
 
 def to_map(message: attrs.AttrsInstance) -> dict[str, Plain]:
     """The message's fields by name, as plain values; fields at their default are left out."""
+    plan = _plan(type(message))
     plain = {}
-    for field in attrs.fields(type(message)):
-        if "decode" not in field.metadata:
-            continue
-        value = getattr(message, field.name)
-        if value == field.default and type(value) is type(field.default):
-            continue
-        encode = field.metadata["encode"]
-        plain[field.name] = encode(value) if encode else value
+    for name, encode in plan.encoders:
+        value = getattr(message, name)
+        if name in plan.defaults:
+            default = plan.defaults[name]
+            # The type counts too, for 1 == True.
+            if value == default and type(value) is type(default):
+                continue
+        plain[name] = encode(value) if encode else value
     return plain
 
 
 def from_map_untrusted(message_class: type[T], values: Plain, *, ignoring: frozenset[str] = frozenset()) -> T:
-    """A message from its fields by name. An unknown name is refused, for it would else be an option that does nothing."""
+    """A message from its fields by name.
+
+    An unknown name that is not in `ignoring` is refused, for it would else be an option that does nothing.
+    """
     if type(values) is not dict:
         raise BadMessage("not a map")
-    arguments = {}
     plan = _plan(message_class)
-    known = {name for name, _, _, _ in plan}
-    for name in values:
-        if name not in known and name not in ignoring:
-            raise BadMessage("unknown field", str(name)[:64], limit=", ".join(sorted(known)))
-    for name, decode, _, required in plan:
-        if name in values:
-            try:
-                arguments[name] = decode(values[name])
-            except BadMessage as error:
-                raise BadMessage(error.reason, _path(name, error.field), error.limit) from error
-        elif required:
-            raise BadMessage("missing", name)
+    arguments = {}
+    for name, value in values.items():
+        decode = plan.decoders.get(name)
+        if decode is None:
+            if name not in ignoring:
+                shown = name[:64] if name[:64].isprintable() else _shown(name)
+                raise BadMessage("unknown field", shown, limit=", ".join(sorted(plan.decoders)))
+            continue
+        try:
+            arguments[name] = decode(value)
+        except BadMessage as error:
+            raise _inside(name, error) from error
+    _check_complete(plan, arguments)
     return message_class(**arguments)
 
 
-def _path(outer: str, inner: str | None) -> str:
-    return f"{outer}.{inner}" if inner else outer
+def _check_complete(plan: _Plan, arguments: dict[str, Any]) -> None:
+    if len(arguments) < len(plan.decoders):
+        for name in plan.decoders:
+            if name not in arguments and name not in plan.defaults:
+                raise BadMessage("missing", name)
+
+
+def _inside(outer: str, error: BadMessage) -> BadMessage:
+    """The same error, seen from the message or list that holds the offender."""
+    inner = error.field
+    path = outer if inner is None else f"{outer}{inner}" if inner.startswith("[") else f"{outer}.{inner}"
+    return BadMessage(error.reason, path, error.limit)
 
 
 def array_of(message_class: type[T]) -> Decoder[T]:
@@ -333,6 +417,3 @@ def encoded_list(encode: Callable[[E], Plain]) -> Callable[[Sequence[E]], list[P
 def encoded_optional(encode: Callable[[E], Plain]) -> Callable[[E | None], Plain]:
     """Encoder for None, or what `encode` takes."""
     return lambda value: None if value is None else encode(value)
-
-
-Messages: TypeAlias = Mapping[str, type[Any]]

@@ -2,9 +2,13 @@
 
     magic 2 | version 1 | network tag 4 | kind 1 | sender's public key 32 | nonce 24 | sealed payload (16 more than it)
 
-The payload is sealed with XSalsa20-Poly1305. Kind BOXED uses the key that only sender and receiver can compute (X25519
-of their two identities); kind INTRODUCTION uses the network's own key, for a first PING to an address whose public key
-is not known yet. A private swarm's key is mixed into the tag and both keys, so outsiders can neither read nor be heard.
+The payload is sealed with XSalsa20-Poly1305. Kind BOXED uses a key that only sender and receiver can compute (X25519
+of their two identities); kind INTRODUCTION uses a key that the whole network knows, for a first PING to an address
+whose public key is not known yet. A private swarm's key is mixed into the tag and every key, so outsiders can neither
+read nor be heard.
+
+Each direction has its own key, made from both public keys in their order. With one key for both directions, what A
+sent to B could be sent back to A under B's name, and whoever did so would speak for B.
 """
 
 import functools
@@ -22,6 +26,8 @@ MAGIC = b"LN"
 VERSION = 1
 INTRODUCTION = 0
 BOXED = 1
+MAX_NETWORK_NAME_BYTES = 255
+SWARM_KEY_BYTES = 32
 TAG_BYTES = 4
 NONCE_BYTES = 24
 MAC_BYTES = 16
@@ -33,12 +39,23 @@ PEER_KEYS = 4096
 """How many peers' shared keys are remembered; computing one takes about 50 µs."""
 
 
+def _check_name(network: "Network", attribute: "attrs.Attribute[str]", name: str) -> None:
+    if len(name.encode()) > MAX_NETWORK_NAME_BYTES:
+        raise ValueError(f"a network's name of {len(name.encode())} bytes is over {MAX_NETWORK_NAME_BYTES}")
+
+
+def _check_swarm_key(network: "Network", attribute: "attrs.Attribute[bytes | None]", key: bytes | None) -> None:
+    # An empty key would quietly be the public swarm.
+    if key is not None and len(key) != SWARM_KEY_BYTES:
+        raise ValueError(f"a swarm key has {SWARM_KEY_BYTES} bytes, not {len(key)}")
+
+
 @attrs.frozen
 class Network:
-    """Which swarm: a public name, and for a private swarm its 32-byte secret."""
+    """Which swarm: a public name, and for a private swarm its 32-byte secret. Raises `ValueError` for a wrong size."""
 
-    name: str = "llamanet"
-    swarm_key: bytes | None = attrs.field(default=None, repr=False)
+    name: str = attrs.field(default="llamanet", validator=_check_name)
+    swarm_key: bytes | None = attrs.field(default=None, repr=False, validator=_check_swarm_key)
 
     def derive(self, material: bytes, purpose: bytes, size: int = 32) -> bytes:
         """`size` bytes that depend on the swarm (BLAKE2b keyed by the swarm key, personalised by `purpose`)."""
@@ -50,10 +67,15 @@ class Network:
             person=purpose.ljust(16, b"\0"),
         ).digest()
 
-    @property
+    @functools.cached_property
     def tag(self) -> bytes:
         """4 bytes that tell one swarm's datagrams from another's."""
         return self.derive(b"", b"llamanet-tag", TAG_BYTES)
+
+    @functools.cached_property
+    def signature_domain(self) -> bytes:
+        """32 bytes that every signature of this swarm covers, so that it is worth nothing in another."""
+        return self.derive(b"", b"llamanet-sign")
 
 
 @attrs.frozen
@@ -65,6 +87,14 @@ class Opened:
     payload: bytes
 
 
+@attrs.frozen
+class _PeerKeys:
+    """The two box keys that we share with a peer."""
+
+    sealing: bytes
+    opening: bytes
+
+
 class Envelope:
     """Seals and opens one node's datagrams."""
 
@@ -73,24 +103,29 @@ class Envelope:
         self._secret = identity.exchange_key()
         self._network = network
         self._prefix = MAGIC + bytes([VERSION]) + network.tag
-        self._introduction_key = network.derive(b"", b"llamanet-intro")
-        self._box_key = functools.lru_cache(maxsize=PEER_KEYS)(self._compute_box_key)
+        self._keys = functools.lru_cache(maxsize=PEER_KEYS)(self._compute_keys)
 
-    def _compute_box_key(self, peer: PublicKey) -> bytes:
+    def _compute_keys(self, peer: PublicKey) -> _PeerKeys:
         try:
             exchange = nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(peer)
             shared = nacl.bindings.crypto_box_beforenm(exchange, self._secret)
         except (nacl.exceptions.CryptoError, ValueError) as error:
             raise BadMessage("not a usable public key") from error
-        return self._network.derive(shared, b"llamanet-box")
+        return _PeerKeys(
+            sealing=self._network.derive(shared + self._public_key + peer, b"llamanet-box"),
+            opening=self._network.derive(shared + peer + self._public_key, b"llamanet-box"),
+        )
+
+    def _introduction_key(self, sender: PublicKey) -> bytes:
+        return self._network.derive(sender, b"llamanet-intro")
 
     def seal(self, receiver: PublicKey, payload: bytes) -> bytes:
         """A datagram that only `receiver` can open. Raises `BadMessage` if `receiver` is no usable key."""
-        return self._seal(BOXED, self._box_key(receiver), payload)
+        return self._seal(BOXED, self._keys(receiver).sealing, payload)
 
     def seal_introduction(self, payload: bytes) -> bytes:
         """A datagram for an address whose key is not known; every member of the swarm could open it."""
-        return self._seal(INTRODUCTION, self._introduction_key, payload)
+        return self._seal(INTRODUCTION, self._introduction_key(self._public_key), payload)
 
     def _seal(self, kind: int, key: bytes, payload: bytes) -> bytes:
         if len(payload) > MAX_PAYLOAD_BYTES:
@@ -100,9 +135,9 @@ class Envelope:
         return b"".join((self._prefix, bytes((kind,)), self._public_key, nonce, sealed))
 
     def check_header_untrusted(self, datagram: bytes) -> PublicKey:
-        """The cheap checks (size, magic, version, tag, kind), before anything is spent on a datagram. Raises `BadMessage`.
+        """The cheap checks (size, magic, version, tag, kind), before anything is spent on a datagram.
 
-        Returns the public key that the sender claims.
+        Returns the public key that the sender claims. Raises `BadMessage`.
         """
         if not HEADER_BYTES + MAC_BYTES <= len(datagram) <= MAX_DATAGRAM_BYTES:
             raise BadMessage("wrong size")
@@ -117,10 +152,12 @@ class Envelope:
         return sender
 
     def open_untrusted(self, datagram: bytes) -> Opened:
-        """Check and decrypt a datagram. Raises `BadMessage`."""
+        """Check and decrypt a datagram; its sender's key can be sealed to. Raises `BadMessage`."""
         sender = self.check_header_untrusted(datagram)
         introduction = datagram[len(self._prefix)] == INTRODUCTION
-        key = self._introduction_key if introduction else self._box_key(sender)
+        # An introduction is answered in a box, so its sender's key must be usable as well.
+        opening = self._keys(sender).opening
+        key = self._introduction_key(sender) if introduction else opening
         nonce = datagram[HEADER_BYTES - NONCE_BYTES : HEADER_BYTES]
         try:
             payload: bytes = nacl.bindings.crypto_secretbox_open(datagram[HEADER_BYTES:], nonce, key)

@@ -32,6 +32,7 @@ from llamanet.wire.inference import MAX_MODEL_NAME
 
 MAX_LABEL = 32
 MAX_HOSTS = 3
+MAX_LISTED_MODELS = 16
 MAX_VALUE_BYTES = 236
 """What a record of 400 bytes leaves for its value."""
 
@@ -86,7 +87,7 @@ class NodeFacts:
     dht_port: int = wire_field(_port)
     tls: bool = wire_field(boolean)
     label: str = wire_field(text(MAX_LABEL, least=1))
-    models: tuple[str, ...] = wire_field(list_of(text(MAX_MODEL_NAME), 16), list)
+    models: tuple[str, ...] = wire_field(list_of(text(MAX_MODEL_NAME), MAX_LISTED_MODELS), list)
     """As many names as fit."""
     model_count: int = wire_field(integer(0, 65_535))
     version: str = wire_field(text(32))
@@ -102,6 +103,9 @@ def encode_facts(facts: ServiceFacts | NodeFacts) -> bytes:
 
     Raises `BadMessage` if even one host does not fit.
     """
+    facts = attrs.evolve(facts, hosts=facts.hosts[:MAX_HOSTS])
+    if isinstance(facts, NodeFacts):
+        facts = attrs.evolve(facts, models=facts.models[:MAX_LISTED_MODELS])
     while True:
         value = pack_datagram(to_array(facts))
         if len(value) <= MAX_VALUE_BYTES:

@@ -26,6 +26,7 @@ from llamanet.wire.codec import (
     hex_bytes,
     integer,
     list_of,
+    list_of_integers,
     map_of,
     number,
     one_of,
@@ -50,7 +51,7 @@ MAX_STOPS = 16
 MAX_SEED = 2**63 - 1
 
 _request_id = integer(0, 2**53 - 1)
-_token_ids = list_of(integer(0, MAX_TOKEN_ID), MAX_TOKENS)
+_token_ids = list_of_integers(0, MAX_TOKEN_ID, MAX_TOKENS)
 
 
 @attrs.frozen(kw_only=True)
@@ -244,22 +245,26 @@ def decode_node_message_untrusted(data: bytes | str) -> NodeMessage:
     return message
 
 
+def request_id_of_untrusted(data: bytes | str) -> int | None:
+    """The id in a message that did not decode, so that its refusal can name it; None if there is none."""
+    try:
+        return _request_id(_unpack_untrusted(data).get("id"))
+    except BadMessage:
+        return None
+
+
 def _decode_untrusted(data: bytes | str, classes: dict[str, type[Any]]) -> Any:
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise BadMessage(f"a message of {len(data)} bytes", limit=f"{MAX_MESSAGE_BYTES} bytes")
-    plain: Plain = unpack_json_untrusted(data) if isinstance(data, str) else unpack_msgpack_untrusted(data)
-    if type(plain) is not dict:
-        raise BadMessage("not a map")
+    plain = _unpack_untrusted(data)
     name = plain.get("type")
     if type(name) is not str or name not in classes:
         raise BadMessage("unknown message", "type", limit=", ".join(classes))
     return from_map_untrusted(classes[name], plain, ignoring=_TYPE)
 
 
-def request_id_of_untrusted(data: bytes | str) -> int | None:
-    """The id in a message that did not decode, so that its refusal can name it; None if there is none."""
-    try:
-        plain: Plain = unpack_json_untrusted(data) if isinstance(data, str) else unpack_msgpack_untrusted(data)
-        return _request_id(plain.get("id")) if type(plain) is dict else None
-    except BadMessage:
-        return None
+def _unpack_untrusted(data: bytes | str) -> dict[str, Plain]:
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise BadMessage(f"a message of {len(data)} bytes", limit=f"{MAX_MESSAGE_BYTES} bytes")
+    plain = unpack_json_untrusted(data) if isinstance(data, str) else unpack_msgpack_untrusted(data)
+    if type(plain) is not dict:
+        raise BadMessage("not a map")
+    return plain

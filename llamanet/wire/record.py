@@ -31,7 +31,7 @@ from llamanet.wire.identity import (
 )
 
 MAX_RECORD_BYTES = 400
-"""Two records and their contacts fit a datagram."""
+"""Two records and a few contacts fit a datagram."""
 MAX_LIFETIME_S = 30 * 60
 MAX_SKEW_S = 60
 """How far a publisher's clock may be ahead of ours."""
@@ -60,8 +60,8 @@ class Record:
         return self.issued_at + self.lifetime
 
     def is_current(self, now: float) -> bool:
-        """Whether the record counts at `now` (seconds since 1970): not from the future, and not expired."""
-        return self.issued_at <= now + MAX_SKEW_S and now < self.expires_at
+        """Whether the record counts at `now` (seconds since 1970): no withdrawal, not from the future, not expired."""
+        return self.lifetime > 0 and self.issued_at <= now + MAX_SKEW_S and now < self.expires_at
 
 
 def sign_record(
@@ -111,10 +111,17 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record_untrusted(data: bytes) -> Record:
-    """A record from its bytes, its form checked but its signature and times not yet. Raises `BadMessage`."""
+    """A record from its bytes, its form checked but its signature and times not yet. Raises `BadMessage`.
+
+    Only the bytes that `encode_record` makes are accepted: whatever else a record could be written as, or with, its
+    signature would not cover, and storers would take one record for two.
+    """
     if len(data) > MAX_RECORD_BYTES:
         raise BadMessage(f"a record of {len(data)} bytes", limit=f"{MAX_RECORD_BYTES} bytes")
-    return from_array_untrusted(Record, unpack_datagram_untrusted(data))
+    record = from_array_untrusted(Record, unpack_datagram_untrusted(data))
+    if encode_record(record) != data:
+        raise BadMessage("not the shortest encoding of the record's fields")
+    return record
 
 
 def _signed_bytes(
@@ -128,6 +135,6 @@ def _signed_bytes(
 ) -> bytes:
     """What a publisher signs: tied to this use and this swarm, so that no signature can be carried elsewhere."""
     packed: bytes = msgpack.packb(
-        ["llamanet-record-v1", network.tag, key, public_key, sequence, issued_at, lifetime, value]
+        ["llamanet-record-v1", network.signature_domain, key, public_key, sequence, issued_at, lifetime, value]
     )
     return packed

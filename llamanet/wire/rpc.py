@@ -6,13 +6,15 @@ Every request carries 8 random bytes (`transaction`) that its reply repeats, and
 (one that asks, and is never put into routing tables). Every reply tells the asker the address it was seen from.
 """
 
-import socket
+import functools
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Any, TypeAlias
 
 import attrs
 
 from llamanet.errors import BadMessage
 from llamanet.wire.codec import (
+    Decoder,
     Plain,
     array_of,
     boolean,
@@ -26,7 +28,7 @@ from llamanet.wire.codec import (
     pack_datagram,
     text,
     to_array,
-    unpack_datagram_untrusted,
+    unpack_padded_untrusted,
     up_to_bytes,
     wire_field,
 )
@@ -54,16 +56,31 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+_MAPPED_IPV4 = bytes(10) + b"\xff\xff"
+"""The first 12 bytes of an IPv4 address as IPv6 sockets show it (RFC 4291, section 2.5.5.2)."""
+
+
 def pack_host(host: str) -> bytes:
-    """4 or 16 bytes in network order."""
-    return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    """4 or 16 bytes in network order: of an address that has both forms always the 4.
+
+    A zone ("%eth0") means nothing to others, and is left out.
+    """
+    if ":" not in host:
+        return inet_pton(AF_INET, host)
+    packed = inet_pton(AF_INET6, host.partition("%")[0])
+    return packed[12:] if packed.startswith(_MAPPED_IPV4) else packed
 
 
 def unpack_host_untrusted(value: Plain) -> str:
     """The textual form of 4 or 16 bytes. Raises `BadMessage`."""
-    if type(value) is not bytes or len(value) not in (4, 16):
-        raise BadMessage("wrong type or length", limit="4 or 16 bytes")
-    return socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)
+    if type(value) is bytes:
+        if len(value) == 4:
+            return inet_ntop(AF_INET, value)
+        if len(value) == 16:
+            if value.startswith(_MAPPED_IPV4):
+                raise BadMessage("an IPv4 address in the form of IPv6", limit="its 4 bytes")
+            return inet_ntop(AF_INET6, value)
+    raise BadMessage("wrong type or length", limit="4 or 16 bytes")
 
 
 def encode_address(address: Address) -> Plain:
@@ -87,10 +104,11 @@ class Contact:
 
     public_key: PublicKey = attrs.field(repr=bytes.hex)
     address: Address
-    node_id: NodeId = attrs.field(init=False, eq=False, repr=False)
 
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "node_id", node_id_of(self.public_key))
+    @functools.cached_property
+    def node_id(self) -> NodeId:
+        """The id that belongs to the public key."""
+        return node_id_of(self.public_key)
 
     def __str__(self) -> str:
         return f"{self.node_id[:4].hex()}@{self.address}"
@@ -101,15 +119,15 @@ def encode_contact(contact: Contact) -> Plain:
     return [contact.public_key, pack_host(contact.address.host), contact.address.port]
 
 
-_public_key = exactly_bytes(KEY_BYTES)
+_public_key: Decoder[PublicKey] = exactly_bytes(KEY_BYTES)  # type: ignore[assignment]  # 16 to a datagram
 
 
 def decode_contact_untrusted(value: Plain) -> Contact:
     """A contact from [public key, packed host, port]. Raises `BadMessage`."""
     if type(value) is not list or len(value) != 3:
         raise BadMessage("not a contact")
-    address = Address(unpack_host_untrusted(value[1]), _port(value[2]))
-    return Contact(PublicKey(_public_key(value[0])), address)
+    public_key, host, port = value
+    return Contact(_public_key(public_key), Address(unpack_host_untrusted(host), _port(port)))
 
 
 @attrs.frozen(kw_only=True)
@@ -117,7 +135,8 @@ class ModelState:
     """The live state of one model on one node.
 
     `tokens_per_second` is the recent decode rate of one stream; `prefill_tokens_per_second` that of prompts;
-    `ttft_s` the time to the first token that a short prompt sent now should expect, in seconds; `n_ctx` in tokens a slot.
+    `ttft_s` the time to the first token that a short prompt sent now should expect, in seconds; `n_ctx` in tokens,
+    for each slot.
     """
 
     name: str = wire_field(text(MAX_MODEL_NAME))
@@ -246,18 +265,16 @@ _types = {cls: number for number, cls in _classes.items()}
 
 
 def encode_rpc(message: Request | Reply, *, pad_to: int = 0) -> bytes:
-    """The payload of a datagram; padded with zeros to `pad_to` bytes, for a reply may be at most 3 times its request."""
-    plain = [_types[type(message)], *to_array(message)]
-    payload = pack_datagram(plain)
-    missing = pad_to - len(payload)
-    if missing > 0:
-        payload = pack_datagram([*plain, bytes(max(0, missing - 3))])
-    return payload
+    """The payload of a datagram.
+
+    Zeros follow it up to `pad_to` bytes, for a reply may have at most 3 times the bytes of its request.
+    """
+    return pack_datagram([_types[type(message)], *to_array(message)]).ljust(pad_to, b"\0")
 
 
 def decode_rpc_untrusted(payload: bytes) -> Request | Reply:
     """A message from a datagram's payload. Raises `BadMessage`."""
-    plain = unpack_datagram_untrusted(payload)
+    plain = unpack_padded_untrusted(payload)
     if type(plain) is not list or not plain or type(plain[0]) is not int or plain[0] not in _classes:
         raise BadMessage("unknown message")
     message: Request | Reply = from_array_untrusted(_classes[plain[0]], plain[1:])
