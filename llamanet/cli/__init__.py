@@ -1,0 +1,96 @@
+"""The `llamanet` command.
+
+Rules:
+- A subcommand, and what it needs, is imported when it is called: `llamanet --help` must answer at once.
+- Data goes to standard output, everything else to standard error.
+- An error is one line, never a traceback. Exit status: 0 done, 2 what the user can mend, 1 the rest; after a signal
+  that stopped the command, 128 and its number (130 for Ctrl-C).
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from llamanet._version import __version__
+from llamanet.errors import LlamaNetError, RequestRefused, UserError
+
+COMMANDS = {
+    "node": "Serve models to the swarm.",
+    "ask": "Ask the swarm one question.",
+    "nodes": "Show the nodes of the swarm.",
+    "models": "Show the models that the swarm serves.",
+    "demo": "Show a swarm of three nodes on this machine, one of which dies.",
+}
+"""Each is `command` in the module of its name."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are known by name and summary, and imported only to be run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order that `--help` shows."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command itself, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"llamanet.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The summaries, without importing what they summarise."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="llamanet", message="%(prog)s %(version)s")
+def cli() -> None:
+    """LlamaNet: people's machines as one inference service, with no server in the middle."""
+
+
+class Stopped(LlamaNetError):
+    """A signal asked the command to stop, and it has stopped in order."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line (default: `sys.argv`) and exit with its status."""
+    try:
+        cli.main(arguments, prog_name="llamanet", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        status = _say(_one_line(error), error.exit_code)
+    except Stopped as stopped:
+        status = 128 + stopped.signal_number
+    except (click.Abort, KeyboardInterrupt):
+        status = 130
+    except (UserError, RequestRefused) as error:
+        status = _say(str(error), 2)
+    except LlamaNetError as error:
+        status = _say(str(error), 1)
+    except BrokenPipeError:
+        # The reader has left. Without this, Python would fail once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    else:
+        status = 0
+    sys.exit(status)
+
+
+def _one_line(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    help_line = f" (see: {context.command_path} --help)" if context else ""
+    return " ".join(error.format_message().split()) + help_line
+
+
+def _say(message: str, status: int) -> int:
+    click.echo(f"{click.style('error:', fg='red')} {message}", err=True)
+    return status

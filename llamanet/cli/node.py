@@ -1,0 +1,65 @@
+"""`llamanet node`: serve models to the swarm until SIGINT or SIGTERM, which drain the node."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import click
+
+from llamanet.cli.logs import set_up_logging
+from llamanet.cli.options import bootstrap_nodes, log_settings, setting, swarm_key_file
+from llamanet.node.config import NodeConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+defaults = {field.name: field.default for field in attrs.fields(NodeConfig)}
+
+
+class ModelFile(click.Path):
+    """A path of which a variable holds several, separated by commas."""
+
+    envvar_list_splitter = ","
+
+
+def number(name: str, kind: type, help: str, *, default: str | None = None) -> Callable[[F], F]:
+    """A setting that is a number. `default` says in words what no number means."""
+    return setting(name, type=kind, default=defaults[name], show_default=default or True, help=help)
+
+
+@click.command("node")
+@setting(
+    "model_path",
+    type=ModelFile(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="A GGUF model file. Needed; give it again for more models (in the variable, separate them by commas).",
+)
+@setting("host", default=defaults["host"], show_default=True, help="The address that both ports are opened on.")
+@number("port", int, "Inference (TCP); 0: any free port.")
+@number("dht_port", int, "DHT (UDP); 0: any free port, and a fresh identity.")
+@setting("node_id", metavar="NAME", show_default="made from its key", help="What people call the node.")
+@bootstrap_nodes
+@number("heartbeat_interval", float, "Seconds between two records with the node's load.")
+@number("n_ctx", int, "Context, in tokens, for each slot.")
+@number("n_batch", int, "Tokens computed in one step; a small value such as 8 makes prompts crawl.")
+@number("n_gpu_layers", int, "Layers on the GPU; 0: CPU only, -1: all.")
+@number("n_parallel", int, "Slots: requests that run at the same time, for each model.")
+@number("n_threads", int, "Threads that compute.", default="physical cores")
+@setting("announce", metavar="HOST", show_default="as peers observe it", help="The host that others reach the node by.")
+@setting("data_dir", type=click.Path(path_type=Path), metavar="DIR", help="Where keys and known peers are kept.")
+@log_settings("info")
+@setting("no_tls", is_flag=True, help="Serve plain ws://, for a trusted network or behind a proxy.")
+@swarm_key_file
+def command(**settings: Any) -> None:
+    """Serve models to the swarm.
+
+    A flag comes before its variable, and a variable before the default. An empty variable is an unset one.
+    """
+    config = NodeConfig(**settings)
+    set_up_logging(config.log_level, config.log_format)
+    # Imported only now, so that --help and a mistaken setting are answered at once.
+    import trio
+
+    from llamanet.node.service import serve_node
+
+    trio.run(serve_node, config)

@@ -1,0 +1,42 @@
+"""Options: each setting is a flag and a variable of the same name; an empty variable is an unset one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from llamanet.cli.logs import FORMATS, LEVELS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def setting(name: str, **attributes: Any) -> Callable[[F], F]:
+    """The option `--a-b`, also read from `A_B`, for the parameter `a_b`. `attributes` are click's."""
+    return click.option(f"--{name.replace('_', '-')}", name, envvar=name.upper(), show_envvar=True, **attributes)
+
+
+def _split(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, value.split(","))))
+
+
+bootstrap_nodes = setting(
+    "bootstrap_nodes",
+    callback=_split,
+    metavar="HOST:PORT,...",
+    default="",
+    help="DHT addresses (UDP) of nodes to join the swarm through.",
+)
+swarm_key_file = setting(
+    "swarm_key_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The key of a private swarm: 32 bytes in hexadecimal.",
+)
+
+
+def log_settings(level: str) -> Callable[[F], F]:
+    """`--log-level`, which is `level` unless the user says otherwise, and `--log-format`."""
+    log_level = setting("log_level", type=click.Choice(LEVELS, case_sensitive=False), default=level, show_default=True)
+    log_format = setting("log_format", type=click.Choice(FORMATS), default="text", show_default=True)
+    return lambda function: log_level(log_format(function))
