@@ -1,1 +1,1 @@
-"""Kademlia, from scratch: routing table, lookup and record store as pure code, and one trio service over UDP."""
+"""Kademlia over boxed datagrams: routing table, lookup, storage and handlers are pure; one thin trio service over UDP."""

@@ -1,0 +1,86 @@
+"""The XOR metric, and which addresses may be told to whom. Pure.
+
+Ids and keys are 32 bytes; their distance is the XOR of the two as a big-endian number (Maymounkov & Mazières 2002).
+"""
+
+import enum
+import functools
+import ipaddress
+from random import Random
+
+from llamanet.wire.identity import ID_BYTES, NodeId
+from llamanet.wire.rpc import Address
+
+ID_BITS = 8 * ID_BYTES
+
+
+def number_of(id_or_key: bytes) -> int:
+    """32 bytes as a number; the XOR of two such numbers is the distance of their owners."""
+    return int.from_bytes(id_or_key, "big")
+
+
+def distance(a: bytes, b: bytes) -> int:
+    """The XOR distance of two ids or keys."""
+    return number_of(a) ^ number_of(b)
+
+
+def common_prefix_bits(a: int, b: int) -> int:
+    """How many leading bits two numbers of 256 bits share; 256 if they are equal."""
+    return ID_BITS - (a ^ b).bit_length()
+
+
+def random_id_sharing(own: NodeId, bits: int, rng: Random) -> bytes:
+    """A random id that shares exactly `bits` (0-255) leading bits with `own`."""
+    free = ID_BITS - bits - 1
+    number = ((number_of(own) >> free) ^ 1) << free | rng.getrandbits(free)
+    return number.to_bytes(ID_BYTES, "big")
+
+
+class Scope(enum.IntEnum):
+    """How far an address is known: a loopback one on its machine, a private one in its site, a public one everywhere."""
+
+    LOOPBACK = 0
+    PRIVATE = 1
+    PUBLIC = 2
+
+
+@functools.lru_cache(maxsize=4096)
+def scope_of(host: str) -> Scope | None:
+    """The scope of a textual IP address; None if no peer can be there (multicast, unspecified, reserved, link-local)."""
+    address = ipaddress.ip_address(host)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return None
+    if address.is_loopback:
+        return Scope.LOOPBACK
+    if address.is_multicast or address.is_unspecified or address.is_link_local:
+        return None
+    if address.is_private:
+        return Scope.PRIVATE
+    return None if address.is_reserved else Scope.PUBLIC
+
+
+def is_usable(told: str, by: str) -> bool:
+    """Whether the address `told` means the same to the two ends of a conversation with `by` (both textual).
+
+    A public peer's word must not send us to our own loopback or site, nor ours send a far peer to its own.
+    """
+    scope, peer_scope = scope_of(told), scope_of(by)
+    return scope is not None and peer_scope is not None and scope >= peer_scope
+
+
+@functools.lru_cache(maxsize=4096)
+def subnet_of(host: str) -> bytes | None:
+    """What one owner cheaply has many addresses of: the /24 (IPv6: /48). None on loopback and in private ranges,
+
+    where an address cannot be bought, and where a whole swarm may share one subnet.
+    """
+    if scope_of(host) is not Scope.PUBLIC:
+        return None
+    packed = ipaddress.ip_address(host).packed
+    return packed[:3] if len(packed) == 4 else packed[:6]
+
+
+def source_prefix(address: Address) -> bytes:
+    """The subnet of an address for accounting: as `subnet_of`, but never None."""
+    packed = ipaddress.ip_address(address.host).packed
+    return packed[:3] if len(packed) == 4 else packed[:6]

@@ -1,0 +1,156 @@
+"""What a node answers. Pure: a request, who asks, and the time make a reply.
+
+A reply fits `room`, the bytes that its payload may have: a datagram, or three times what an address that has not proved
+itself sent. Records come before contacts, and contacts are told only to askers who can use their addresses.
+"""
+
+from collections.abc import Callable
+from random import Random
+
+import attrs
+
+from llamanet.dht.distance import distance, is_usable, source_prefix
+from llamanet.dht.guard import WriteTokens
+from llamanet.dht.routing import RoutingTable
+from llamanet.dht.storage import Kept, RecordStore, is_storable
+from llamanet.errors import BadMessage
+from llamanet.wire.codec import pack_datagram, to_array
+from llamanet.wire.envelope import Network
+from llamanet.wire.identity import NodeId
+from llamanet.wire.record import decode_record_untrusted, encode_record, is_signed
+from llamanet.wire.rpc import (
+    MAX_RECORDS,
+    Address,
+    Contact,
+    FindNode,
+    FindValue,
+    ModelState,
+    Nodes,
+    Ping,
+    Pong,
+    Refused,
+    Reply,
+    Request,
+    Store,
+    Stored,
+    Values,
+)
+
+LiveState = Callable[[str | None], tuple[bool, tuple[ModelState, ...]]]
+"""Asked by PING: of which model (None: as many as fit) -> (draining, states)."""
+
+CONTACTS_BESIDE_RECORDS = 4
+"""Contacts that a reply keeps room for when there are more records than fit."""
+_REPLY_BYTES = 64
+"""Type, transaction, observed address, token, totals, cursors and lengths of any reply, and a margin."""
+
+
+def _contact_bytes(contact: Contact) -> int:
+    return 56 if ":" in contact.address.host else 44
+
+
+@attrs.define(eq=False, kw_only=True)
+class Handlers:
+    """One node's answers, from its table and its store."""
+
+    own_id: NodeId
+    network: Network
+    table: RoutingTable
+    store: RecordStore
+    tokens: WriteTokens
+    rng: Random
+    k: int
+    version: str
+    live_state: LiveState | None
+
+    def answer(self, request: Request, asker: Contact, *, now: float, wall_now: float, room: int) -> Reply:
+        """The reply to `request`. Raises `BadMessage` for a record that is not one.
+
+        `now` is the caller's clock, `wall_now` seconds since 1970, `room` the most bytes the reply's payload may have.
+        """
+        if type(request) is Ping:
+            return self._pong(request, asker.address, room)
+        if type(request) is FindNode:
+            token = self.tokens.make(asker.address, request.target, now)
+            contacts = self._contacts(request.target, asker, room - _REPLY_BYTES)
+            return Nodes(transaction=request.transaction, observed=asker.address, token=token, contacts=contacts)
+        if type(request) is FindValue:
+            return self._values(request, asker, now, wall_now, room)
+        return self._stored(request, asker, now, wall_now)
+
+    def _pong(self, request: Ping, observed: Address, room: int) -> Pong:
+        draining, states = self.live_state(request.model) if self.live_state else (False, ())
+        room -= _REPLY_BYTES
+        fitting: list[ModelState] = []
+        for state in states:
+            room -= len(pack_datagram(to_array(state)))
+            if room < 0:
+                break
+            fitting.append(state)
+        return Pong(
+            transaction=request.transaction,
+            observed=observed,
+            draining=draining,
+            version=self.version,
+            models=tuple(fitting),
+        )
+
+    def _contacts(self, target: bytes, asker: Contact, room: int) -> tuple[Contact, ...]:
+        told: list[Contact] = []
+        for contact in self.table.closest(target, self.k, good_only=True):
+            if contact.node_id == asker.node_id or not is_usable(contact.address.host, asker.address.host):
+                continue
+            room -= _contact_bytes(contact)
+            if room < 0:
+                break
+            told.append(contact)
+        return tuple(told)
+
+    def _values(self, request: FindValue, asker: Contact, now: float, wall_now: float, room: int) -> Values:
+        room -= _REPLY_BYTES
+        paging = request.cursor is not None
+        contacts = () if paging else self._contacts(request.key, asker, room)
+        reserved = sum(map(_contact_bytes, contacts[:CONTACTS_BESIDE_RECORDS]))
+        page = self.store.page(
+            request.key, request.cursor, room=room - reserved, most=MAX_RECORDS, now=wall_now, rng=self.rng
+        )
+        room -= sum(len(record) + 3 for record in page.records)
+        fitting: list[Contact] = []
+        for contact in contacts:
+            room -= _contact_bytes(contact)
+            if room < 0:
+                break
+            fitting.append(contact)
+        return Values(
+            transaction=request.transaction,
+            observed=asker.address,
+            token=self.tokens.make(asker.address, request.key, now),
+            records=page.records,
+            total=page.total,
+            next_cursor=page.next_cursor,
+            contacts=tuple(fitting),
+        )
+
+    def _stored(self, request: Store, asker: Contact, now: float, wall_now: float) -> Stored | Refused:
+        record = decode_record_untrusted(request.record)
+
+        def refused(reason: str, newer: bytes | None = None) -> Refused:
+            return Refused(transaction=request.transaction, observed=asker.address, reason=reason, newer=newer)
+
+        if not self.tokens.check(request.token, asker.address, record.key, now):
+            return refused("token")
+        if self._is_far(record.key):
+            return refused("far")
+        if not is_storable(record, wall_now):
+            return refused("time")
+        if not is_signed(record, self.network):
+            raise BadMessage("the record's signature is not its publisher's")
+        outcome = self.store.put(record, encode_record(record), source_prefix(asker.address), wall_now)
+        if isinstance(outcome, Kept):
+            return Stored(transaction=request.transaction, observed=asker.address)
+        return refused(outcome.reason, outcome.newer)
+
+    def _is_far(self, key: bytes) -> bool:
+        """Whether we know k good contacts that are all nearer to the key than we are."""
+        nearest = self.table.closest(key, self.k, good_only=True)
+        return len(nearest) == self.k and distance(nearest[-1].node_id, key) < distance(self.own_id, key)

@@ -1,0 +1,281 @@
+"""Requests under way: matching replies, measuring round trips, and noticing silence.
+
+Rules:
+- A reply counts only with its transaction, from the address and the key that were asked, and of the right type.
+- A request is overdue after the peer's own timeout, srtt + 4·rttvar within 0.25-2 s (RFC 6298's estimator); whoever
+  waits goes on then. Until 5 s a late reply still counts.
+- One heap of deadlines and one task serve all requests; what is reported goes to a plain callback.
+"""
+
+import heapq
+import os
+from collections.abc import Callable
+from typing import TypeAlias
+
+import attrs
+import trio
+
+from llamanet.errors import BadMessage
+from llamanet.wire.envelope import Envelope
+from llamanet.wire.identity import PublicKey
+from llamanet.wire.rpc import (
+    TRANSACTION_BYTES,
+    Address,
+    Contact,
+    FindNode,
+    FindValue,
+    Nodes,
+    Ping,
+    Pong,
+    Refused,
+    Reply,
+    Request,
+    Store,
+    Stored,
+    Values,
+    encode_rpc,
+)
+
+MIN_RTO_S = 0.25
+MAX_RTO_S = 2.0
+FIRST_RTO_S = 1.0
+"""Before anybody was measured (RFC 6298, 2.1)."""
+LATE_S = 5.0
+MAX_UNDER_WAY = 4096
+MEASURED_PEERS = 1024
+FIND_PAYLOAD_BYTES = 320
+"""A FIND request is padded to a datagram of 400 bytes, so that a full one answers it at three times its size."""
+
+_reply_types: dict[type[Request], type[Reply]] = {Ping: Pong, FindNode: Nodes, FindValue: Values, Store: Stored}
+
+
+@attrs.frozen
+class Outcome:
+    """What became of a request: a reply, or (None) that it is overdue; a late reply may still follow that.
+
+    `contact` is who was asked; None for an introduction that nobody answered.
+    """
+
+    contact: Contact | None
+    reply: Reply | None
+    rtt: float
+
+
+OnOutcome: TypeAlias = Callable[[Outcome], None]
+
+
+@attrs.define(eq=False)
+class _UnderWay:
+    contact: Contact | None
+    address: Address
+    reply_type: type[Reply]
+    sent_at: float
+    on_outcome: OnOutcome
+    datagram: bytes | None
+    """Of an introduction, to know it again."""
+    overdue: bool = False
+
+
+@attrs.define
+class _Estimate:
+    srtt: float
+    rttvar: float
+
+    def add(self, rtt: float) -> None:
+        self.rttvar += (abs(rtt - self.srtt) - self.rttvar) / 4
+        self.srtt += (rtt - self.srtt) / 8
+
+    @property
+    def rto(self) -> float:
+        return min(MAX_RTO_S, max(MIN_RTO_S, self.srtt + 4 * self.rttvar))
+
+
+class RoundTrips:
+    """Round-trip times by peer, for the last `MEASURED_PEERS` that answered; a peer never measured gets the mean of all."""
+
+    def __init__(self) -> None:
+        self._by_peer: dict[PublicKey, _Estimate] = {}
+        self._all: _Estimate | None = None
+
+    def add(self, peer: PublicKey, rtt: float) -> None:
+        """A reply of `peer` took `rtt` seconds."""
+        if self._all is None:
+            self._all = _Estimate(rtt, rtt / 2)
+        else:
+            self._all.add(rtt)
+        estimate = self._by_peer.pop(peer, None)
+        if estimate is None:
+            estimate = _Estimate(rtt, rtt / 2)
+        else:
+            estimate.add(rtt)
+        self._by_peer[peer] = estimate
+        if len(self._by_peer) > MEASURED_PEERS:
+            del self._by_peer[next(iter(self._by_peer))]
+
+    def rto(self, peer: PublicKey | None) -> float:
+        """Seconds after which a request to `peer` is overdue."""
+        estimate = self._by_peer.get(peer, self._all) if peer is not None else self._all
+        return estimate.rto if estimate else FIRST_RTO_S
+
+    @property
+    def mean(self) -> float | None:
+        """The smoothed round-trip time of all peers, in seconds; None before the first."""
+        return self._all.srtt if self._all else None
+
+
+def new_transaction() -> bytes:
+    """8 random bytes that nobody else can guess."""
+    return os.urandom(TRANSACTION_BYTES)
+
+
+class Requests:
+    """All requests of one node that may still be answered.
+
+    `on_outcome(outcome)` sees every outcome, before the callback of the request itself.
+    """
+
+    def __init__(self, envelope: Envelope, send: Callable[[bytes, Address], bool], on_outcome: OnOutcome) -> None:
+        self._envelope = envelope
+        self._send = send
+        self._on_outcome = on_outcome
+        self._under_way: dict[bytes, _UnderWay] = {}
+        self._introductions: dict[bytes, bytes] = {}
+        self._deadlines: list[tuple[float, bytes]] = []
+        self._sooner = trio.Event()
+        self._wakes_at = float("inf")
+        self.round_trips = RoundTrips()
+        self.sent = 0
+
+    def ask(self, contact: Contact, request: Request, on_outcome: OnOutcome, *, timeout: float | None = None) -> None:
+        """Send `request`, and call `on_outcome` when it is answered or overdue (by `timeout`, else by the peer's RTO).
+
+        If it cannot be sent it is overdue at once, before this returns.
+        """
+        padding = FIND_PAYLOAD_BYTES if isinstance(request, FindNode | FindValue) else 0
+        try:
+            datagram = self._envelope.seal(contact.public_key, encode_rpc(request, pad_to=padding))
+        except BadMessage:  # a key that was told, and is none
+            on_outcome(Outcome(contact, None, 0.0))
+            return
+        self._start(contact, contact.address, request, datagram, on_outcome, timeout)
+
+    def introduce(
+        self, address: Address, request: Ping, on_outcome: OnOutcome, *, timeout: float | None = None
+    ) -> None:
+        """Send a PING to an address whose key is not known; otherwise as `ask`."""
+        datagram = self._envelope.seal_introduction(encode_rpc(request))
+        self._introductions[datagram] = request.transaction
+        self._start(None, address, request, datagram, on_outcome, timeout)
+
+    def _start(
+        self,
+        contact: Contact | None,
+        address: Address,
+        request: Request,
+        datagram: bytes,
+        on_outcome: OnOutcome,
+        timeout: float | None,
+    ) -> None:
+        now = trio.current_time()
+        under_way = _UnderWay(
+            contact, address, _reply_types[type(request)], now, on_outcome, None if contact else datagram
+        )
+        if len(self._under_way) >= MAX_UNDER_WAY or not self._send(datagram, address):
+            self._introductions.pop(datagram, None)
+            self._overdue(under_way, now)
+            return
+        self.sent += 1
+        self._under_way[request.transaction] = under_way
+        if timeout is None:
+            timeout = self.round_trips.rto(contact.public_key if contact else None)
+        self._wake_at(now + timeout, request.transaction)
+
+    def answered(self, reply: Reply, sender: PublicKey, address: Address) -> bool:
+        """A reply arrived, boxed by `sender`, from `address`. False if we asked no such thing there."""
+        under_way = self._under_way.get(reply.transaction)
+        if (
+            under_way is None
+            or under_way.address != address
+            or (under_way.contact is not None and under_way.contact.public_key != sender)
+            or type(reply) not in (under_way.reply_type, Refused)
+        ):
+            return False
+        self._forget(reply.transaction)
+        rtt = trio.current_time() - under_way.sent_at
+        contact = under_way.contact or Contact(sender, address)
+        self.round_trips.add(sender, rtt)
+        outcome = Outcome(contact, reply, rtt)
+        self._on_outcome(outcome)
+        under_way.on_outcome(outcome)
+        return True
+
+    def own_introduction(self, datagram: bytes) -> Address | None:
+        """The address that we introduced ourselves to by this very datagram, which came back to us: it is our own."""
+        transaction = self._introductions.get(datagram)
+        if transaction is None:
+            return None
+        under_way = self._forget(transaction)
+        if not under_way.overdue:
+            self._overdue(under_way, trio.current_time())
+        return under_way.address
+
+    async def watch(self) -> None:
+        """Report what is overdue, until cancelled."""
+        while True:
+            self._sooner = trio.Event()
+            self._wakes_at = self._deadlines[0][0] if self._deadlines else float("inf")
+            with trio.move_on_at(self._wakes_at):
+                await self._sooner.wait()
+            now = trio.current_time()
+            while self._deadlines and self._deadlines[0][0] <= now:
+                _, transaction = heapq.heappop(self._deadlines)
+                under_way = self._under_way.get(transaction)
+                if under_way is None:
+                    continue
+                if under_way.overdue or now >= under_way.sent_at + LATE_S:
+                    self._forget(transaction)
+                else:
+                    heapq.heappush(self._deadlines, (under_way.sent_at + LATE_S, transaction))
+                if not under_way.overdue:
+                    self._overdue(under_way, now)
+
+    def _forget(self, transaction: bytes) -> _UnderWay:
+        under_way = self._under_way.pop(transaction)
+        if under_way.datagram is not None:
+            del self._introductions[under_way.datagram]
+        return under_way
+
+    def _overdue(self, under_way: _UnderWay, now: float) -> None:
+        under_way.overdue = True
+        outcome = Outcome(under_way.contact, None, now - under_way.sent_at)
+        self._on_outcome(outcome)
+        under_way.on_outcome(outcome)
+
+    def _wake_at(self, deadline: float, transaction: bytes) -> None:
+        heapq.heappush(self._deadlines, (deadline, transaction))
+        if len(self._deadlines) > 4 * MAX_UNDER_WAY:  # answered requests leave their deadlines behind
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._under_way]
+            heapq.heapify(self._deadlines)
+        if deadline < self._wakes_at:
+            self._wakes_at = deadline
+            self._sooner.set()
+
+
+class Outcomes:
+    """Outcomes of a few requests, for the one task that waits for them."""
+
+    def __init__(self) -> None:
+        self._arrived: list[Outcome] = []
+        self._any = trio.Event()
+
+    def put(self, outcome: Outcome) -> None:
+        """Give as `on_outcome` to requests. Holds at most two outcomes for each of them."""
+        self._arrived.append(outcome)
+        self._any.set()
+
+    async def take(self) -> list[Outcome]:
+        """All that arrived since the last time, at least one; a checkpoint."""
+        await self._any.wait()
+        arrived, self._arrived = self._arrived, []
+        self._any = trio.Event()
+        return arrived

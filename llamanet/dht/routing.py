@@ -1,0 +1,269 @@
+"""The routing table: who answered us, by XOR distance. Pure; `now` is in seconds on the caller's clock.
+
+Rules:
+- A contact enters only after it answered us, so that its id and its address are proved. What others tell of stays in
+  the lookup that asked.
+- Bucket i holds the contacts that share exactly i leading bits with our own id; the last one holds all that share more,
+  and is the only one that splits (Kademlia, section 2.4).
+- A full bucket prefers its old contacts: a new one waits in the replacement cache, and enters when one fails
+  (S/Kademlia; uptime predicts uptime).
+- At most 2 contacts of a subnet a bucket and 10 a table, so that one owner of a subnet cannot surround anybody.
+- One address, one contact: a node that came back with a new key takes its old place.
+- Contacts that lately failed are not told to others, and leave after `MAX_FAILURES` in a row.
+"""
+
+import math
+from collections.abc import Iterator
+from random import Random
+
+import attrs
+
+from llamanet.dht.distance import common_prefix_bits, number_of, random_id_sharing, subnet_of
+from llamanet.wire.identity import NodeId
+from llamanet.wire.rpc import Address, Contact
+
+MAX_FAILURES = 3
+"""Unanswered requests in a row after which a contact leaves, with nobody to take its place."""
+FAILURES_IF_REPLACED = 2
+"""The same, if a replacement waits. One failure may be a lost packet."""
+PER_SUBNET_IN_BUCKET = 2
+PER_SUBNET_IN_TABLE = 10
+MAX_BUCKETS = 64
+"""No two honest ids of any swarm that fits on Earth share more bits."""
+DOUBT_S = 60.0
+"""A contact not heard from for this long may be gone, so it is checked when another wants its place."""
+
+
+@attrs.define(eq=False)
+class Entry:
+    """A contact in the table: when it first and last answered, and how often it failed since."""
+
+    contact: Contact
+    number: int
+    since: float
+    seen: float
+    checked: float
+    failures: int = 0
+
+
+@attrs.define(eq=False)
+class Bucket:
+    """Up to k contacts, oldest acquaintance first, and up to k that wait for a place, latest answer last."""
+
+    entries: list[Entry] = attrs.Factory(list)
+    waiting: list[Entry] = attrs.Factory(list)
+    looked_up: float = -math.inf
+
+
+@attrs.frozen
+class Admission:
+    """What came of a contact's answer: whether it is new in the table, and who should be checked to make room."""
+
+    added: bool = False
+    check: Contact | None = None
+
+
+_KNOWN = Admission()
+_ADDED = Admission(added=True)
+
+
+class RoutingTable:
+    """The contacts of one node."""
+
+    def __init__(self, own_id: NodeId, *, k: int) -> None:
+        self._own_id = own_id
+        self._own = number_of(own_id)
+        self._k = k
+        self._buckets = [Bucket()]
+        self._by_id: dict[NodeId, Entry] = {}
+        self._by_address: dict[Address, NodeId] = {}
+        self._subnets: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, node_id: NodeId) -> bool:
+        return node_id in self._by_id
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._by_id.values())
+
+    @property
+    def bucket_sizes(self) -> tuple[int, ...]:
+        """How many contacts each bucket holds, the farthest bucket first."""
+        return tuple(len(bucket.entries) for bucket in self._buckets)
+
+    # --- what peers did -----------------------------------------------------------------------------------------------
+
+    def answered(self, contact: Contact, now: float) -> Admission:
+        """`contact` answered us from its address."""
+        if contact.node_id == self._own_id:
+            return _KNOWN
+        entry = self._by_id.get(contact.node_id)
+        if entry is not None:
+            entry.seen, entry.failures = now, 0
+            if entry.contact.address == contact.address:
+                return _KNOWN
+            self._remove(entry)  # it moved; its new place must pass the same rules
+        evicted = self._by_address.get(contact.address)
+        if evicted is not None:
+            self._remove(self._by_id[evicted])
+        since = entry.since if entry else now
+        return self._admit(Entry(contact, number_of(contact.node_id), since, now, now), now)
+
+    def failed(self, contact: Contact, now: float) -> None:
+        """`contact` did not answer a request in time."""
+        entry = self._by_id.get(contact.node_id)
+        if entry is None:
+            bucket = self._bucket_of(number_of(contact.node_id))
+            bucket.waiting = [other for other in bucket.waiting if other.contact != contact]
+            return
+        if entry.contact.address != contact.address:
+            return
+        entry.failures += 1
+        entry.checked = now
+        waiting = self._bucket_of(entry.number).waiting
+        if entry.failures >= (FAILURES_IF_REPLACED if waiting else MAX_FAILURES):
+            self._remove(entry)
+            self._promote(self._bucket_of(entry.number))
+
+    def wants(self, contact: Contact) -> bool:
+        """Whether it is worth a PING to find out if `contact`, who asked us something, can also be asked."""
+        entry = self._by_id.get(contact.node_id)
+        if entry is not None:
+            return entry.failures > 0 or entry.contact.address != contact.address
+        bucket = self._bucket_of(number_of(contact.node_id))
+        if contact.node_id == self._own_id or any(other.contact == contact for other in bucket.waiting):
+            return False
+        return self._subnet_has_room(bucket, contact) and (
+            len(bucket.entries) < self._k or bucket is self._buckets[-1] or len(bucket.waiting) < self._k
+        )
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def closest(self, target: bytes, count: int, *, good_only: bool = False) -> list[Contact]:
+        """The `count` contacts nearest to `target`, nearest first; with `good_only`, none that failed lately."""
+        number = number_of(target)
+        index = min(common_prefix_bits(self._own, number), len(self._buckets) - 1)
+        # Bucket `index` is nearest to the target. All buckets nearer to us than it are equally far from the target
+        # down to its first differing bit, then come the farther buckets, one by one.
+        found = list(self._buckets[index].entries)
+        if good_only:
+            found = [entry for entry in found if not entry.failures]
+        if len(found) < count:
+            for bucket in self._buckets[index + 1 :]:
+                found += [entry for entry in bucket.entries if not (good_only and entry.failures)]
+        for bucket in reversed(self._buckets[:index]):
+            if len(found) >= count:
+                break
+            found += [entry for entry in bucket.entries if not (good_only and entry.failures)]
+        found.sort(key=lambda entry: entry.number ^ number)
+        return [entry.contact for entry in found[:count]]
+
+    def is_proved(self, contact: Contact) -> bool:
+        """Whether `contact` has answered us from this very address."""
+        entry = self._by_id.get(contact.node_id)
+        return entry is not None and entry.contact.address == contact.address
+
+    # --- upkeep -------------------------------------------------------------------------------------------------------
+
+    def to_check(self, now: float, *, retry_after: float, idle_after: float) -> Contact | None:
+        """Who should be pinged next: one that failed at least `retry_after` seconds ago, else the one silent longest,
+
+        if that is at least `idle_after` seconds.
+        """
+        oldest: Entry | None = None
+        for entry in self._by_id.values():
+            if entry.failures:
+                if now - entry.checked >= retry_after:
+                    oldest = entry
+                    break
+            elif now - entry.seen >= idle_after and (oldest is None or entry.seen < oldest.seen):
+                oldest = entry
+        if oldest is None:
+            return None
+        oldest.checked = now
+        return oldest.contact
+
+    @property
+    def has_failing(self) -> bool:
+        """Whether a contact failed and has not answered since."""
+        return any(entry.failures for entry in self._by_id.values())
+
+    def looked_up(self, target: bytes, now: float) -> None:
+        """A lookup for `target` ended, so its bucket is fresh."""
+        self._bucket_of(number_of(target)).looked_up = now
+
+    def to_refresh(self, now: float, interval: float, rng: Random) -> bytes | None:
+        """A random id in a bucket that was not looked up for `interval` seconds, if there is one."""
+        for index, bucket in enumerate(self._buckets):
+            if now - bucket.looked_up >= interval:
+                bucket.looked_up = now
+                return random_id_sharing(self._own_id, index, rng)
+        return None
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _bucket_of(self, number: int) -> Bucket:
+        return self._buckets[min(common_prefix_bits(self._own, number), len(self._buckets) - 1)]
+
+    def _subnet_has_room(self, bucket: Bucket, contact: Contact) -> bool:
+        subnet = subnet_of(contact.address.host)
+        if subnet is None:
+            return True
+        here = sum(1 for entry in bucket.entries if subnet_of(entry.contact.address.host) == subnet)
+        return here < PER_SUBNET_IN_BUCKET and self._subnets.get(subnet, 0) < PER_SUBNET_IN_TABLE
+
+    def _admit(self, new: Entry, now: float) -> Admission:
+        bucket = self._bucket_of(new.number)
+        if not self._subnet_has_room(bucket, new.contact):
+            return _KNOWN
+        while len(bucket.entries) >= self._k and bucket is self._buckets[-1] and len(self._buckets) < MAX_BUCKETS:
+            self._split()
+            bucket = self._bucket_of(new.number)
+        if len(bucket.entries) < self._k:
+            self._insert(bucket, new)
+            return _ADDED
+        bucket.waiting = [other for other in bucket.waiting if other.contact.node_id != new.contact.node_id]
+        bucket.waiting.append(new)
+        del bucket.waiting[: -self._k]
+        doubtful = max(bucket.entries, key=lambda entry: (entry.failures, now - entry.seen))
+        silent = now - max(doubtful.seen, doubtful.checked) >= DOUBT_S
+        return Admission(check=doubtful.contact) if silent else _KNOWN
+
+    def _insert(self, bucket: Bucket, entry: Entry) -> None:
+        bucket.entries.append(entry)
+        bucket.waiting = [other for other in bucket.waiting if other.contact.node_id != entry.contact.node_id]
+        self._by_id[entry.contact.node_id] = entry
+        self._by_address[entry.contact.address] = entry.contact.node_id
+        subnet = subnet_of(entry.contact.address.host)
+        if subnet is not None:
+            self._subnets[subnet] = self._subnets.get(subnet, 0) + 1
+
+    def _remove(self, entry: Entry) -> None:
+        self._bucket_of(entry.number).entries.remove(entry)
+        del self._by_id[entry.contact.node_id]
+        del self._by_address[entry.contact.address]
+        subnet = subnet_of(entry.contact.address.host)
+        if subnet is not None:
+            self._subnets[subnet] -= 1
+            if not self._subnets[subnet]:
+                del self._subnets[subnet]
+
+    def _promote(self, bucket: Bucket) -> None:
+        """Give the free place to the waiting contact that answered last."""
+        while bucket.waiting:
+            entry = bucket.waiting.pop()
+            if entry.contact.address not in self._by_address and self._subnet_has_room(bucket, entry.contact):
+                self._insert(bucket, entry)
+                return
+
+    def _split(self) -> None:
+        last = self._buckets[-1]
+        depth = len(self._buckets) - 1
+        near = Bucket(looked_up=last.looked_up)
+        self._buckets.append(near)
+        for name in ("entries", "waiting"):
+            both: list[Entry] = getattr(last, name)
+            setattr(near, name, [entry for entry in both if common_prefix_bits(self._own, entry.number) > depth])
+            setattr(last, name, [entry for entry in both if common_prefix_bits(self._own, entry.number) == depth])

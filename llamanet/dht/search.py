@@ -1,0 +1,142 @@
+"""Lookups on the wire: the pure `Lookup` fed with outcomes, for nodes and for records. Holds no nursery and no scope.
+
+A reader takes the records of all holders that a lookup passes, newest for each publisher, and pages on through holders
+that have more. It trusts nothing: each record is checked for its key, its signature and its times.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Iterable
+
+import attrs
+
+from llamanet.dht.distance import is_usable
+from llamanet.dht.lookup import Lookup
+from llamanet.dht.requests import Outcome, Outcomes, Requests, new_transaction
+from llamanet.dht.storage import is_storable
+from llamanet.errors import BadMessage
+from llamanet.wire.envelope import Network
+from llamanet.wire.identity import NodeId
+from llamanet.wire.record import Record, decode_record_untrusted, is_signed
+from llamanet.wire.rpc import Contact, FindValue, Nodes, Request, Values
+
+MAX_PAGES = 512
+"""Pages that a reader asks of one holder; as many as it may have publishers of a key."""
+VERIFIED_RECORDS = 256
+
+
+class Search:
+    """One lookup under way. `request` makes the request for each contact asked."""
+
+    def __init__(self, lookup: Lookup, requests: Requests, request: Callable[[], Request]) -> None:
+        self.lookup = lookup
+        self.outcomes = Outcomes()
+        self._requests = requests
+        self._request = request
+
+    async def step(self) -> list[Outcome]:
+        """Ask whom the lookup names, wait, and return what arrived; only while there is something to wait for."""
+        while (contact := self.lookup.next()) is not None:
+            self._requests.ask(contact, self._request(), self.outcomes.put)
+        arrived = await self.outcomes.take()
+        for outcome in arrived:
+            if outcome.contact is None:
+                continue
+            if isinstance(outcome.reply, Nodes | Values):
+                host = outcome.contact.address.host
+                told = [contact for contact in outcome.reply.contacts if is_usable(contact.address.host, host)]
+                self.lookup.answered(outcome.contact, told)
+            else:
+                self.lookup.overdue(outcome.contact)
+        return arrived
+
+
+class RecordVerifier:
+    """Checks records from the network; remembers the last few, for all replicas of a record are the same bytes."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._verified: dict[bytes, Record] = {}
+
+    def verify_untrusted(self, encoded: bytes, key: bytes, wall_now: float) -> Record:
+        """The record under `key`, signed and within its times (or a withdrawal). Raises `BadMessage`."""
+        record = self._verified.get(encoded)
+        if record is None:
+            record = decode_record_untrusted(encoded)
+            if record.key != key:
+                raise BadMessage("a record under another key")
+            if not is_signed(record, self._network):
+                raise BadMessage("the record's signature is not its publisher's")
+            self._verified[encoded] = record
+            if len(self._verified) > VERIFIED_RECORDS:
+                del self._verified[next(iter(self._verified))]
+        if record.key != key or not is_storable(record, wall_now):
+            raise BadMessage("a record under another key, or out of its time")
+        return record
+
+
+@attrs.define
+class _Newest:
+    """The newest record of each publisher, and how many of them are no withdrawals."""
+
+    sequences: dict[NodeId, int] = attrs.Factory(dict)
+    live: set[NodeId] = attrs.Factory(set)
+
+    def take(self, record: Record) -> bool:
+        """Whether `record` is news."""
+        publisher = record.publisher
+        if record.sequence <= self.sequences.get(publisher, -1):
+            return False
+        self.sequences[publisher] = record.sequence
+        (self.live.add if record.lifetime else self.live.discard)(publisher)
+        return True
+
+
+async def read(
+    key: bytes,
+    *,
+    limit: int,
+    own: Iterable[Record],
+    lookup: Lookup,
+    requests: Requests,
+    verifier: RecordVerifier,
+    client: bool,
+    wall_clock: Callable[[], float],
+    on_bad_record: Callable[[], None],
+) -> AsyncGenerator[Record, None]:
+    """Records under `key` as they come, newest for each publisher; withdrawals (lifetime 0) too, for they undo earlier ones.
+
+    Ends when `limit` publishers were found, or the lookup is over and all holders have told what they have.
+    """
+    newest = _Newest()
+    for record in own:
+        if newest.take(record):
+            yield record
+
+    def request(cursor: int | None = None) -> FindValue:
+        return FindValue(transaction=new_transaction(), client=client, key=key, cursor=cursor)
+
+    search = Search(lookup, requests, request)
+    taken: dict[Contact, int] = {}
+    pages: dict[Contact, int] = {}
+    paging: set[Contact] = set()
+    while len(newest.live) < limit and not (lookup.finished and not paging):
+        for outcome in await search.step():
+            holder, values = outcome.contact, outcome.reply
+            if holder is None:
+                continue
+            paging.discard(holder)
+            if not isinstance(values, Values):
+                continue
+            for encoded in values.records:
+                try:
+                    record = verifier.verify_untrusted(encoded, key, wall_clock())
+                except BadMessage:
+                    on_bad_record()
+                    continue
+                if newest.take(record):
+                    yield record
+            taken[holder] = taken.get(holder, 0) + len(values.records)
+            pages[holder] = pages.get(holder, 0) + 1
+            if values.records and values.next_cursor is not None and taken[holder] < values.total:
+                if pages[holder] < MAX_PAGES:
+                    paging.add(holder)
+                    requests.ask(holder, request(values.next_cursor), search.outcomes.put)
