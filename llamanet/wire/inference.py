@@ -221,7 +221,8 @@ NODE_MESSAGES: dict[str, type[Any]] = {
     "failed": Failed,
     "status": StatusReply,
 }
-_names = {cls: name for name, cls in (CLIENT_MESSAGES | NODE_MESSAGES).items()}
+# Not one merged map, for "status" is a message in both directions.
+_names = {cls: name for name, cls in (*CLIENT_MESSAGES.items(), *NODE_MESSAGES.items())}
 _TYPE = frozenset({"type"})
 
 
