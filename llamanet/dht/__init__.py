@@ -1,1 +1,1 @@
-"""Kademlia over boxed datagrams: routing table, lookup, storage and handlers are pure; one thin trio service over UDP."""
+"""Kademlia over boxed datagrams: table, lookup, store and handlers are pure, under one thin trio service over UDP."""

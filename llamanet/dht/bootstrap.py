@@ -8,27 +8,25 @@ Rules:
 
 import json
 import logging
-import math
 import os
 import socket
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
 import trio
 
+from llamanet.dht.overlay import Overlay
 from llamanet.errors import BadMessage, UserError
 from llamanet.wire.codec import unpack_json_untrusted
 from llamanet.wire.identity import KEY_BYTES, PublicKey
 from llamanet.wire.rpc import Address, Contact, pack_host
 
-if TYPE_CHECKING:
-    from llamanet.dht.service import Dht
-
 FIRST_RETRY_S = 0.2
 ALONE_RETRY_S = 2.0
 JOINED_RETRY_S = 30.0
 RESOLVE_S = 5.0
+QUIET_FAILURES = 1
+"""A first greeting may be early or lost; that is no news."""
 MAX_SAVED_CONTACTS = 64
 
 logger = logging.getLogger(__name__)
@@ -53,63 +51,70 @@ async def resolve(host: str, port: int) -> list[Address]:
     return [address for address in dict.fromkeys(addresses) if "%" not in address.host]
 
 
-async def keep_in_touch(dht: "Dht", peer: str, rng: Random) -> None:
-    """Greet the bootstrap peer `peer` ("host:port") until it is in our table, and again whenever it is not; for ever."""
+async def keep_in_touch(overlay: Overlay, peer: str, rng: Random) -> None:
+    """Greet the bootstrap peer `peer` ("host:port") until it is in our table, and whenever it is not; for ever."""
     host, port = parse_host_port(peer)
     pause, failures, told = FIRST_RETRY_S, 0, ""
     while True:
-        try:
-            reason = await _greet(dht, host, port)
-        except (OSError, UnicodeError) as error:  # a name that does not resolve; IDNA refuses some with UnicodeError
-            reason = f"cannot resolve {host}: {getattr(error, 'strerror', None) or error}"
+        alone = not overlay.has_contacts
+        started = trio.current_time()
+        wait = pause * rng.uniform(0.75, 1.25)
+        reason = await _greet(overlay, peer, host, port, timeout=wait if alone else None)
         if reason is None:
-            if failures:
+            if failures > QUIET_FAILURES:
                 logger.info("bootstrap peer %s is back", peer)
             pause, failures, told = FIRST_RETRY_S, 0, ""
-        elif not dht.joined:
+        elif not overlay.joined:
             failures += 1
-            if reason != told or failures & (failures - 1) == 0:  # the 1st, 2nd, 4th, 8th...
+            # Once with each new reason, and then ever more rarely: the 2nd time, the 4th, the 8th...
+            if failures > QUIET_FAILURES and (reason != told or failures & (failures - 1) == 0):
                 logger.warning("bootstrap peer down, retrying: %s: %s", peer, reason)
                 told = reason
-        joined = dht.joined
-        longest = JOINED_RETRY_S if joined else ALONE_RETRY_S
-        with trio.move_on_after(min(pause, longest) * rng.uniform(0.75, 1.25)):
-            await dht.wait_lost() if joined else await trio.sleep(math.inf)
-        pause = FIRST_RETRY_S if joined and not dht.joined else min(2 * pause, longest)
+        with trio.move_on_at(started + wait):
+            if overlay.has_contacts:
+                await overlay.wait_lost()
+            else:
+                await trio.sleep_forever()
+        if overlay.has_contacts:
+            pause = min(2 * pause, JOINED_RETRY_S)
+        else:
+            pause = min(2 * pause, ALONE_RETRY_S) if alone else FIRST_RETRY_S
 
 
-async def _greet(dht: "Dht", host: str, port: int) -> str | None:
+async def _greet(overlay: Overlay, peer: str, host: str, port: int, timeout: float | None) -> str | None:
     """None if a peer at `host` is in our table or answers (or is ourselves); else why not."""
     addresses: list[Address] = []
-    with trio.move_on_after(RESOLVE_S):
-        addresses = await resolve(host, port)
+    try:
+        with trio.move_on_after(RESOLVE_S):
+            addresses = await resolve(host, port)
+    except (OSError, UnicodeError) as error:  # no such name, no name service; or a name that IDNA does not allow
+        return f"cannot resolve {host}: {getattr(error, 'strerror', None) or error}"
     if not addresses:
         return f"cannot resolve {host}: no answer from the name service"
-    if any(dht.knows(address) for address in addresses):
+    if any(overlay.knows(address) for address in addresses) or await overlay.greet(addresses, timeout=timeout):
         return None
-    if await dht.greet(addresses):
-        return None
-    if any(dht.is_own(address) for address in addresses):
+    if any(overlay.is_own(address) for address in addresses):
+        overlay.note_own_name(peer)
         return None
     return f"no answer from {', '.join(map(str, addresses))}"
 
 
-async def return_to(dht: "Dht", contacts: tuple[Contact, ...], rng: Random) -> None:
+async def return_to(overlay: Overlay, contacts: tuple[Contact, ...], rng: Random) -> None:
     """Ask the contacts of the last run whenever we are alone."""
     pause = FIRST_RETRY_S
     while True:
-        if not dht.has_contacts:
-            await dht.check_all(contacts)
-        if dht.has_contacts:
+        if not overlay.has_contacts:
+            await overlay.check_all(contacts)
+        if overlay.has_contacts:
             pause = FIRST_RETRY_S
-            await dht.wait_lost()
+            await overlay.wait_lost()
         else:
             await trio.sleep(pause * rng.uniform(0.75, 1.25))
             pause = min(2 * pause, JOINED_RETRY_S)
 
 
 def save_contacts(path: Path, contacts: tuple[Contact, ...]) -> None:
-    """Write contacts for the next run, all or nothing. A failure is logged: the next run then bootstraps as a first one."""
+    """Write contacts for the next run, all or nothing. A failure is only logged: the next run then bootstraps anew."""
     entries = [[contact.public_key.hex(), contact.address.host, contact.address.port] for contact in contacts]
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -37,7 +37,7 @@ def random_id_sharing(own: NodeId, bits: int, rng: Random) -> bytes:
 
 
 class Scope(enum.IntEnum):
-    """How far an address is known: a loopback one on its machine, a private one in its site, a public one everywhere."""
+    """How far an address means the same: within a machine, a site, or everywhere."""
 
     LOOPBACK = 0
     PRIVATE = 1
@@ -46,7 +46,7 @@ class Scope(enum.IntEnum):
 
 @functools.lru_cache(maxsize=4096)
 def scope_of(host: str) -> Scope | None:
-    """The scope of a textual IP address; None if no peer can be there (multicast, unspecified, reserved, link-local)."""
+    """The scope of a textual IP address; None where no peer can be (multicast, unspecified, reserved, link-local)."""
     address = ipaddress.ip_address(host)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return None
@@ -70,9 +70,9 @@ def is_usable(told: str, by: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def subnet_of(host: str) -> bytes | None:
-    """What one owner cheaply has many addresses of: the /24 (IPv6: /48). None on loopback and in private ranges,
+    """What one owner cheaply has many addresses of: the /24 (IPv6: /48) of a public address.
 
-    where an address cannot be bought, and where a whole swarm may share one subnet.
+    None on loopback and in private ranges, where no outsider can be, and where a whole swarm may share one subnet.
     """
     if scope_of(host) is not Scope.PUBLIC:
         return None

@@ -13,11 +13,9 @@ from llamanet.wire.rpc import TOKEN_BYTES, Address, pack_host
 TOKEN_ROTATION_S = 300.0
 """A token is good for this long at least, and for twice as long at most."""
 
-DROP_REASONS = ("header", "box", "message", "unasked", "client", "address", "unsent")
-"""header: not for this swarm; box: does not open; message: malformed; unasked: a reply to nothing that we asked there;
-
-client: a request, while we serve nobody; address: a source that cannot be answered; unsent: refused by our own system.
-"""
+DROP_REASONS = ("header", "box", "message", "unasked", "client", "unsent")
+"""Not of this swarm; a box that does not open; malformed; a reply to nothing that we asked there; a request while we
+serve nobody; a reply that our own system would not send."""
 
 
 class WriteTokens:

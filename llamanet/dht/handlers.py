@@ -68,13 +68,13 @@ class Handlers:
 
         `now` is the caller's clock, `wall_now` seconds since 1970, `room` the most bytes the reply's payload may have.
         """
-        if type(request) is Ping:
+        if isinstance(request, Ping):
             return self._pong(request, asker.address, room)
-        if type(request) is FindNode:
+        if isinstance(request, FindNode):
             token = self.tokens.make(asker.address, request.target, now)
             contacts = self._contacts(request.target, asker, room - _REPLY_BYTES)
             return Nodes(transaction=request.transaction, observed=asker.address, token=token, contacts=contacts)
-        if type(request) is FindValue:
+        if isinstance(request, FindValue):
             return self._values(request, asker, now, wall_now, room)
         return self._stored(request, asker, now, wall_now)
 

@@ -6,7 +6,7 @@ over UDP, in memory, and for values as for nodes.
 Rules:
 - It ends with the `count` nearest contacts that answer, not with the first ones seen: it is finished when no contact
   that may still answer is nearer than the count-th that did.
-- Loose parallelism: α requests in flight while it gets nearer, `count` once it does not (Kademlia, section 2.3).
+- Loose parallelism: alpha requests in flight while it gets nearer, `count` once it does not (Kademlia, section 2.3).
   A request that is overdue frees its place and holds nothing up; its late answer still counts.
 - Whom it asks is bounded by `MAX_ASKED`, however many contacts liars tell of.
 """

@@ -91,7 +91,7 @@ class _Estimate:
 
 
 class RoundTrips:
-    """Round-trip times by peer, for the last `MEASURED_PEERS` that answered; a peer never measured gets the mean of all."""
+    """Round-trip times of the last `MEASURED_PEERS` that answered; a peer never measured gets the mean of all."""
 
     def __init__(self) -> None:
         self._by_peer: dict[PublicKey, _Estimate] = {}

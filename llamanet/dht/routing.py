@@ -57,7 +57,7 @@ class Bucket:
 
 @attrs.frozen
 class Admission:
-    """What came of a contact's answer: whether it is new in the table, and who should be checked to make room."""
+    """What came of a contact's answer: whether it is new in the table, and who to check if a place was wanting."""
 
     added: bool = False
     check: Contact | None = None
@@ -87,6 +87,10 @@ class RoutingTable:
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._by_id.values())
+
+    def holds_address(self, address: Address) -> bool:
+        """Whether a contact in the table has this address."""
+        return address in self._by_address
 
     @property
     def bucket_sizes(self) -> tuple[int, ...]:
@@ -168,9 +172,9 @@ class RoutingTable:
     # --- upkeep -------------------------------------------------------------------------------------------------------
 
     def to_check(self, now: float, *, retry_after: float, idle_after: float) -> Contact | None:
-        """Who should be pinged next: one that failed at least `retry_after` seconds ago, else the one silent longest,
+        """Who should be pinged next: one that failed `retry_after` seconds ago, else the one silent longest.
 
-        if that is at least `idle_after` seconds.
+        None if nobody failed so long ago, and nobody is silent for `idle_after` seconds.
         """
         oldest: Entry | None = None
         for entry in self._by_id.values():

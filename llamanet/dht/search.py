@@ -102,7 +102,7 @@ async def read(
     wall_clock: Callable[[], float],
     on_bad_record: Callable[[], None],
 ) -> AsyncGenerator[Record, None]:
-    """Records under `key` as they come, newest for each publisher; withdrawals (lifetime 0) too, for they undo earlier ones.
+    """Records under `key` as they come, newest for each publisher; withdrawals too, for they undo earlier ones.
 
     Ends when `limit` publishers were found, or the lookup is over and all holders have told what they have.
     """
@@ -136,7 +136,7 @@ async def read(
                     yield record
             taken[holder] = taken.get(holder, 0) + len(values.records)
             pages[holder] = pages.get(holder, 0) + 1
-            if values.records and values.next_cursor is not None and taken[holder] < values.total:
-                if pages[holder] < MAX_PAGES:
-                    paging.add(holder)
-                    requests.ask(holder, request(values.next_cursor), search.outcomes.put)
+            told_all = not values.records or values.next_cursor is None or taken[holder] >= values.total
+            if not told_all and pages[holder] < MAX_PAGES:
+                paging.add(holder)
+                requests.ask(holder, request(values.next_cursor), search.outcomes.put)

@@ -126,7 +126,7 @@ class RecordStore:
         return Kept()
 
     def page(self, key: bytes, cursor: int | None, *, room: int, most: int, now: float, rng: Random) -> Page:
-        """At most `most` records of `key` that fit `room` bytes, from `cursor`, or from a random place if that is None."""
+        """At most `most` records of `key` that fit `room` bytes, from `cursor` on, or from a random place."""
         self.expire(now)
         slots = self._keys.get(key)
         if not slots:

@@ -1,0 +1,283 @@
+"""Our place in the overlay: whom we know, who knows us, and every datagram in and out.
+
+The order of checks is from cheap to dear: header, box, form, transaction, meaning. What fails one is counted and
+dropped, never answered, and never logged one by one.
+
+Events: `wait_contacts_changed` wakes when a contact enters the table, `wait_lost` when the last one left.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from random import Random
+
+import trio
+
+from llamanet._version import __version__
+from llamanet.dht.config import DhtConfig
+from llamanet.dht.guard import Drops, WriteTokens
+from llamanet.dht.handlers import Handlers, LiveState
+from llamanet.dht.lookup import Lookup
+from llamanet.dht.requests import Outcome, Outcomes, Requests, new_transaction
+from llamanet.dht.routing import RoutingTable
+from llamanet.dht.search import Search
+from llamanet.dht.storage import RecordStore
+from llamanet.dht.transport import Transport
+from llamanet.errors import BadMessage
+from llamanet.wire.envelope import HEADER_BYTES, MAC_BYTES, MAX_PAYLOAD_BYTES, Envelope
+from llamanet.wire.identity import Identity, PublicKey
+from llamanet.wire.rpc import (
+    Address,
+    Contact,
+    FindNode,
+    FindValue,
+    Nodes,
+    Ping,
+    Request,
+    Store,
+    decode_rpc_untrusted,
+    encode_rpc,
+)
+
+AMPLIFICATION = 3
+"""An address that has not proved itself gets at most this many times the bytes that it sent (as in RFC 9000, 8.1)."""
+CHECK_BYTES = 96
+"""Of those, for the PING that finds out whether an asker can be asked."""
+MAX_CHECKS = 64
+"""Such PINGs under way."""
+MAX_VOTERS = 64
+"""Peers whose word on our own address is remembered, the latest ones."""
+
+
+class Overlay:
+    """One node's table and requests, and its answers to others."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        config: DhtConfig,
+        transport: Transport,
+        store: RecordStore,
+        live_state: LiveState | None,
+        rng: Random,
+    ) -> None:
+        self.identity = identity
+        self.config = config
+        self.transport = transport
+        self.table = RoutingTable(identity.node_id, k=config.k)
+        self._envelope = Envelope(identity, config.network)
+        self.requests = Requests(self._envelope, transport.send, self._note)
+        self.drops = Drops()
+        self.counts: Counter[str] = Counter()
+        self.own_names: set[str] = set()
+        """Bootstrap peers that turned out to be ourselves."""
+        self.explore = trio.Event()
+        """Set when our neighbourhood should be looked up at once."""
+        self._client_mode = config.client_mode
+        self._handlers = Handlers(
+            own_id=identity.node_id,
+            network=config.network,
+            table=self.table,
+            store=store,
+            tokens=WriteTokens(os.urandom(32)),
+            rng=rng,
+            k=config.k,
+            version=__version__,
+            live_state=live_state,
+        )
+        self._votes: dict[PublicKey, str] = {}
+        self._checking: set[Contact] = set()
+        self._own_addresses: set[Address] = set()
+        self._changed = trio.Event()
+        self._lost = trio.Event()
+
+    # --- where we stand -----------------------------------------------------------------------------------------------
+
+    @property
+    def client_mode(self) -> bool:
+        """Whether we only ask."""
+        return self._client_mode
+
+    @client_mode.setter
+    def client_mode(self, value: bool) -> None:
+        self._client_mode = value
+        self.explore.set()
+
+    @property
+    def has_contacts(self) -> bool:
+        """Whether some peer is in our table."""
+        return len(self.table) > 0
+
+    @property
+    def joined(self) -> bool:
+        """Whether some peer is in our table; a node with no bootstrap peer but itself is its own swarm."""
+        return self.has_contacts or self.own_names.issuperset(self.config.bootstrap)
+
+    async def wait_contacts_changed(self) -> None:
+        """Return when a contact enters the table, or when we turn out to be our only bootstrap peer."""
+        await self._changed.wait()
+
+    async def wait_lost(self) -> None:
+        """Return once the table is empty."""
+        while self.has_contacts:
+            await self._lost.wait()
+
+    def knows(self, address: Address) -> bool:
+        """Whether a contact in the table has this address."""
+        return self.table.holds_address(address)
+
+    def is_own(self, address: Address) -> bool:
+        """Whether an introduction to this address came back to us."""
+        return address in self._own_addresses
+
+    def note_own_name(self, peer: str) -> None:
+        """A bootstrap peer turned out to be ourselves."""
+        self.own_names.add(peer)
+        self._note_change()
+
+    def observed_hosts(self) -> tuple[str, ...]:
+        """Our addresses as peers see them, the one that most peers tell first."""
+        return tuple(host for host, _ in Counter(self._votes.values()).most_common())
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def ping_request(self, model: str | None = None) -> Ping:
+        """A PING of ours."""
+        return Ping(transaction=new_transaction(), client=self._client_mode, model=model)
+
+    async def greet(self, addresses: Iterable[Address], *, timeout: float | None = None) -> bool:
+        """Introduce ourselves at several addresses at once; who answers, even late, enters the table.
+
+        Whether somebody answered within `timeout` seconds (default: the usual time for a reply).
+        """
+        outcomes = Outcomes()
+        waiting = 0
+        for address in addresses:
+            self.requests.introduce(address, self.ping_request(), outcomes.put, timeout=timeout)
+            waiting += 1
+        return await _any_answer(outcomes, waiting)
+
+    async def check_all(self, contacts: Iterable[Contact]) -> bool:
+        """PING contacts from elsewhere; who answers enters the table. Whether somebody answered in time."""
+        outcomes = Outcomes()
+        waiting = 0
+        for contact in contacts:
+            self.requests.ask(contact, self.ping_request(), outcomes.put)
+            waiting += 1
+        return await _any_answer(outcomes, waiting)
+
+    def check(self, contact: Contact) -> None:
+        """PING `contact` without waiting; its answer, or its silence, goes into the table."""
+        if contact in self._checking or len(self._checking) >= MAX_CHECKS:
+            return
+        self._checking.add(contact)
+        self.requests.ask(contact, self.ping_request(), lambda outcome: self._checking.discard(contact))
+
+    def lookup(self, target: bytes, count: int) -> Lookup:
+        """A lookup from the nearest contacts that we know."""
+        k = self.config.k
+        seeds = self.table.closest(target, k, good_only=True) or self.table.closest(target, k)
+        return Lookup(target, self.identity.node_id, seeds, count=count, alpha=self.config.alpha)
+
+    async def find_nodes(self, target: bytes, count: int) -> dict[Contact, bytes]:
+        """The `count` nearest contacts that answer, nearest first, and the write token of each for `target`."""
+        lookup = self.lookup(target, count)
+        tokens: dict[Contact, bytes] = {}
+
+        def request() -> FindNode:
+            return FindNode(transaction=new_transaction(), client=self._client_mode, target=target)
+
+        search = Search(lookup, self.requests, request)
+        while not lookup.finished:
+            for outcome in await search.step():
+                if outcome.contact is not None and isinstance(outcome.reply, Nodes):
+                    tokens[outcome.contact] = outcome.reply.token
+        self.table.looked_up(target, trio.current_time())
+        self.counts["lookups"] += 1
+        self.counts["lookups_answered"] += bool(tokens)
+        return {contact: tokens[contact] for contact in lookup.closest()}
+
+    # --- answering ----------------------------------------------------------------------------------------------------
+
+    def deliver(self, datagram: bytes, source: Address) -> None:
+        """One datagram arrived."""
+        try:
+            self._envelope.check_header_untrusted(datagram)
+        except BadMessage:
+            own = self.requests.own_introduction(datagram)
+            if own is None:
+                self.drops.count("header")
+            else:
+                self._own_addresses.add(own)
+            return
+        try:
+            opened = self._envelope.open_untrusted(datagram)
+        except BadMessage:
+            self.drops.count("box")
+            return
+        try:
+            message = decode_rpc_untrusted(opened.payload)
+            if isinstance(message, Ping | FindNode | FindValue | Store):
+                if opened.introduction and not isinstance(message, Ping):
+                    raise BadMessage("only a PING introduces")
+                self._answer(message, Contact(opened.sender, source), len(datagram))
+            elif opened.introduction or not self.requests.answered(message, opened.sender, source):
+                self.drops.count("unasked")
+        except BadMessage:
+            self.drops.count("message")
+
+    def _answer(self, request: Request, asker: Contact, size: int) -> None:
+        if self._client_mode:
+            self.drops.count("client")
+            return
+        check = not request.client and self.table.wants(asker)
+        room = MAX_PAYLOAD_BYTES
+        if not self.table.is_proved(asker):
+            room = min(room, AMPLIFICATION * size - CHECK_BYTES * check - HEADER_BYTES - MAC_BYTES)
+        now, wall_now = trio.current_time(), self.config.wall_clock()
+        reply = self._handlers.answer(request, asker, now=now, wall_now=wall_now, room=room)
+        if not self.transport.send(self._envelope.seal(asker.public_key, encode_rpc(reply)), asker.address):
+            self.drops.count("unsent")
+        self.counts["served"] += 1
+        if check:
+            self.check(asker)
+
+    def _note(self, outcome: Outcome) -> None:
+        """Every outcome of every request passes here."""
+        now = trio.current_time()
+        if outcome.reply is None:
+            self.counts["overdue"] += 1
+        if outcome.contact is None:
+            return
+        if outcome.reply is None:
+            had_contacts = self.has_contacts
+            self.table.failed(outcome.contact, now)
+            if had_contacts and not self.has_contacts:
+                self._lost.set()
+                self._lost = trio.Event()
+            return
+        self._votes.pop(outcome.contact.public_key, None)
+        self._votes[outcome.contact.public_key] = outcome.reply.observed.host
+        if len(self._votes) > MAX_VOTERS:
+            del self._votes[next(iter(self._votes))]
+        admission = self.table.answered(outcome.contact, now)
+        if admission.added:
+            if len(self.table) == 1:
+                self.explore.set()
+            self._note_change()
+        if admission.check is not None:
+            self.check(admission.check)
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+async def _any_answer(outcomes: Outcomes, waiting: int) -> bool:
+    """Whether one of `waiting` requests is answered before all are overdue."""
+    answers: list[Outcome] = []
+    while waiting > 0 and not answers:
+        arrived = await outcomes.take()
+        answers = [outcome for outcome in arrived if outcome.reply is not None]
+        waiting -= len(arrived)
+    return bool(answers)

@@ -1,0 +1,65 @@
+"""What a node does when nobody asks anything of it: know its neighbours, notice the dead, forget what expired.
+
+Paced, so that an idle node sends a few hundred bytes a second at most, however large the swarm.
+"""
+
+from random import Random
+
+import trio
+
+from llamanet.dht.bootstrap import save_contacts
+from llamanet.dht.overlay import Overlay
+from llamanet.dht.storage import RecordStore
+
+EXPLORE_S = 1.0
+"""After joining, until our neighbourhood is looked up again; doubled each time."""
+RETRY_S = 1.0
+"""Until a contact that did not answer is pinged again."""
+IDLE_S = 15.0
+"""A contact heard from within this time is not pinged."""
+SAVE_S = 60.0
+
+
+async def explore(overlay: Overlay, rng: Random) -> None:
+    """Look up our own neighbourhood: on joining, soon again for others that join with us, and ever more rarely."""
+    longest = overlay.config.refresh_interval
+    pause = longest
+    while True:
+        with trio.move_on_after(pause * rng.uniform(0.75, 1.25)):
+            await overlay.explore.wait()
+        if overlay.explore.is_set():
+            overlay.explore = trio.Event()
+            pause = EXPLORE_S
+        else:
+            pause = min(2 * pause, longest)
+        if overlay.client_mode:
+            pause = longest
+        if overlay.has_contacts:
+            await overlay.find_nodes(overlay.identity.node_id, overlay.config.k)
+
+
+async def keep_fresh(overlay: Overlay, store: RecordStore, rng: Random) -> None:
+    """Ping who was silent longest, refresh buckets, drop expired records, save contacts; for ever."""
+    config, table = overlay.config, overlay.table
+    saved_at = trio.current_time()
+    while True:
+        pause = min(RETRY_S, config.liveness_interval) if table.has_failing else config.liveness_interval
+        await trio.sleep(pause * rng.uniform(0.75, 1.25))
+        now = trio.current_time()
+        contact = table.to_check(now, retry_after=RETRY_S / 2, idle_after=IDLE_S)
+        if contact is not None:
+            overlay.check(contact)
+        store.expire(config.wall_clock())
+        if now - saved_at >= SAVE_S:
+            saved_at = now
+            save_good_contacts(overlay)
+        target = table.to_refresh(now, config.refresh_interval, rng) if overlay.has_contacts else None
+        if target is not None:
+            await overlay.find_nodes(target, config.k)
+
+
+def save_good_contacts(overlay: Overlay) -> None:
+    """Save the contacts that have been with us longest, if there is a place for them."""
+    good = sorted((entry for entry in overlay.table if not entry.failures), key=lambda entry: entry.since)
+    if overlay.config.contacts_path is not None and good:
+        save_contacts(overlay.config.contacts_path, tuple(entry.contact for entry in good))
