@@ -9,12 +9,13 @@ Rules:
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import attrs
 import trio
 
 from llamanet.errors import EngineBusy
-from llamanet.node.backend import Backend
+from llamanet.node.backend import Backend, BackendError
 from llamanet.node.chat_template import ChatTemplate
 from llamanet.node.core import Admitted, Cancel, EngineCore, Event, Paused, Produced, Submit, Unpause
 from llamanet.node.prepare import prepare
@@ -57,19 +58,7 @@ async def serve_engine(
     model cannot compute a first token.
     """
     worker = make_worker()
-    backend = await worker.call(make_backend)
-    core = EngineCore(
-        backend,
-        node_id=config.node_id,
-        buffer_tokens=config.buffer_tokens,
-        reader_timeout=config.reader_timeout,
-        clock=worker.clock,
-    )
-    try:
-        await worker.call(core.measure)
-    except BaseException:
-        backend.close()
-        raise
+    core = await worker.start(partial(_load, make_backend, config, worker.clock))
     async with trio.open_nursery() as nursery:
         engine = Engine(name, digest, config, core, worker, nursery)
         nursery.start_soon(worker.drive, core, engine._deliver)
@@ -78,6 +67,23 @@ async def serve_engine(
             await trio.sleep_forever()
         finally:
             engine._close()
+
+
+def _load(make_backend: Callable[[], Backend], config: EngineConfig, clock: Callable[[], float]) -> EngineCore:
+    backend = make_backend()
+    core = EngineCore(
+        backend,
+        node_id=config.node_id,
+        buffer_tokens=config.buffer_tokens,
+        reader_timeout=config.reader_timeout,
+        clock=clock,
+    )
+    try:
+        core.measure()
+    except BackendError:
+        backend.close()
+        raise
+    return core
 
 
 class Engine:

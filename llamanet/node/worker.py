@@ -3,6 +3,7 @@
 import queue
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 import trio
@@ -19,6 +20,9 @@ class Worker(Protocol):
     clock: Callable[[], float]
     """Seconds; what the engine measures by."""
 
+    def start(self, make_core: Callable[[], EngineCore]) -> Awaitable[EngineCore]:
+        """Make the core where it will step. Raises what `make_core` raises."""
+
     def call(self, function: Callable[[], T]) -> Awaitable[T]:
         """Run something that may take a while, beside the steps."""
 
@@ -30,7 +34,10 @@ class Worker(Protocol):
 
 
 class ThreadWorker:
-    """One thread steps; trio hears of each step once.
+    """One thread loads the model and steps; trio hears of each step once.
+
+    All that computes stays in that thread: every thread that calls into OpenMP gets a team of helpers of its own, and
+    with more helpers than cores GCC's runtime puts them to sleep at each operation, at a third of the speed.
 
     The hop to trio is made when the next batch is ready to be decoded: llama.cpp lets go of the interpreter's lock
     while it computes, and trio has it for itself meanwhile. With nothing to do the thread blocks.
@@ -39,6 +46,11 @@ class ThreadWorker:
     def __init__(self) -> None:
         self.clock: Callable[[], float] = time.perf_counter
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+
+    async def start(self, make_core: Callable[[], EngineCore]) -> EngineCore:
+        """Run `make_core` in the engine's thread."""
+        return await self._run(make_core)
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run `function` in a thread of trio's."""
@@ -49,21 +61,25 @@ class ThreadWorker:
         self._inbox.put(command)
 
     async def drive(self, core: EngineCore, deliver: Deliver) -> None:
-        """Run the thread. Cancelling stops it after the step that it is in."""
-        token = trio.lowlevel.current_trio_token()
+        """Step in the engine's thread. Cancelling stops it after the step that it is in."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._join, core, lambda events: token.run_sync_soon(deliver, events))
+            nursery.start_soon(self._join, core, deliver)
             try:
                 await trio.sleep_forever()
             finally:
                 self._inbox.put(None)
 
-    async def _join(self, core: EngineCore, post: Deliver) -> None:
+    async def _join(self, core: EngineCore, deliver: Deliver) -> None:
+        token = trio.lowlevel.current_trio_token()
         with trio.CancelScope(shield=True):
-            # Its own limiter: an engine runs for as long as the node does, and must not use up trio's shared threads.
-            await trio.to_thread.run_sync(self._run, core, post, limiter=trio.CapacityLimiter(1))
+            await self._run(lambda: self._step(core, lambda events: token.run_sync_soon(deliver, events)))
 
-    def _run(self, core: EngineCore, post: Deliver) -> None:
+    async def _run(self, function: Callable[[], T]) -> T:
+        # A limiter of its own: an engine lives as long as its node, and must not use up the threads of others.
+        limiter = trio.CapacityLimiter(1)
+        return await trio.to_thread.run_sync(lambda: self._thread.submit(function).result(), limiter=limiter)
+
+    def _step(self, core: EngineCore, post: Deliver) -> None:
         try:
             idle = False
             while (commands := self._take(core, wait=idle)) is not None:
@@ -76,6 +92,7 @@ class ThreadWorker:
                     core.compute(step)
         finally:
             core.backend.close()
+            self._thread.shutdown(wait=False)
 
     def _take(self, core: EngineCore, *, wait: bool) -> list[Command] | None:
         """The commands that came in; None to stop. Waits for one, or for `core.wake_at`, if there is nothing to do."""

@@ -183,6 +183,10 @@ class TrioWorker:
         self._inbox: deque[Command] = deque()
         self._news = trio.Event()
 
+    async def start(self, make_core: Callable[[], EngineCore]) -> EngineCore:
+        """Run `make_core` here and now."""
+        return await self.call(make_core)
+
     async def call(self, function: Callable[[], T]) -> T:
         """Run `function` here and now."""
         await trio.lowlevel.checkpoint()

@@ -1,0 +1,247 @@
+"""The backend that computes: one model and one context of llama.cpp, through llama-cpp-python's low-level API.
+
+Rules:
+- A slot is a llama.cpp sequence id, and each has room for `n_ctx` tokens of its own.
+- Only the methods that `node/backend.py` says may be called from any thread.
+- What llama.cpp logs goes to this module's logger, at debug level: it writes hundreds of lines for each model.
+"""
+
+import ctypes
+import logging
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import llama_cpp.llama_cpp as lib
+import numpy as np
+
+from llamanet.errors import ModelFileError, UserError
+from llamanet.node.backend import BackendError, Chunk
+from llamanet.node.cores import physical_cores
+from llamanet.node.gguf import check_model_file
+from llamanet.node.llama_sampler import LlamaSampler
+from llamanet.wire.inference import Sampling
+
+_logger = logging.getLogger(__name__)
+_ERROR = 4
+"""GGML_LOG_LEVEL_ERROR in ggml.h."""
+
+
+@attrs.frozen(kw_only=True)
+class LlamaConfig:
+    """How to load a model. The names are the flags'.
+
+    `n_ctx` is in tokens a slot, `n_batch` in tokens a step; `n_parallel` is the number of slots. `n_threads` None takes
+    one a physical core. `n_gpu_layers` 0 computes on the CPU alone, -1 puts all layers on the accelerator.
+    """
+
+    model_path: Path
+    n_ctx: int = 2048
+    n_batch: int = 512
+    n_parallel: int = 4
+    n_threads: int | None = None
+    n_gpu_layers: int = 0
+
+
+class LlamaBackend:
+    """A `Backend` on llama.cpp. Loading takes seconds, so make it in a thread."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        """Raises `ModelFileError` if the file is no model that llama.cpp can load."""
+        check_model_file(config.model_path)
+        if config.n_parallel > (most := lib.llama_max_parallel_sequences()):
+            raise UserError(f"n_parallel is {config.n_parallel}, and llama.cpp runs at most {most} sequences")
+        lib.llama_log_set(_on_log, ctypes.c_void_p(None))
+        lib.llama_backend_init()
+        self._model = _load_model(config)
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.slots = config.n_parallel
+        self.n_batch = max(config.n_batch, config.n_parallel)
+        self.n_ctx = _usable_context(config.n_ctx, lib.llama_model_n_ctx_train(self._model))
+        try:
+            self._context = _make_context(self._model, config, self.n_ctx, self.n_batch)
+        except UserError:
+            lib.llama_model_free(self._model)
+            raise
+        self._memory = lib.llama_get_memory(self._context)
+        self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
+        self.chat_template = _text(lib.llama_model_chat_template(self._model, None))
+        bos = lib.llama_vocab_bos(self._vocab)
+        self._bos = bos if lib.llama_vocab_get_add_bos(self._vocab) else None
+        self.bos_text = self._special_text(bos)
+        self.eos_text = self._special_text(lib.llama_vocab_eos(self._vocab))
+        self._pieces: dict[int, bytes] = {}
+        self._batch = _Batch(self.n_batch, self.slots)
+        self._samplers: dict[int, LlamaSampler] = {}
+        self._outputs: dict[int, int] = {}
+
+    def tokenize(self, text: str) -> list[int]:
+        """As `Backend.tokenize`."""
+        data = text.encode()
+        room = len(data) + 16
+        tokens = (lib.llama_token * room)()
+        count = lib.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
+        found: list[int] = tokens[:count]
+        # A template may have written the BOS token already; twice it would not be what the model was trained on.
+        if self._bos is not None and found[:1] != [self._bos]:
+            return [self._bos, *found]
+        return found
+
+    def piece(self, token: int) -> bytes:
+        """As `Backend.piece`."""
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = self._piece(token, special=False)
+        return known
+
+    def is_end(self, token: int) -> bool:
+        """As `Backend.is_end`."""
+        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+
+    def begin(self, slot: int, sampling: Sampling, seed: int, prompt: Sequence[int], resume: Sequence[int]) -> None:
+        """As `Backend.begin`. Penalties count the prompt's tokens too, as in llama-server."""
+        self._samplers[slot] = LlamaSampler(sampling, seed, n_vocab=self.n_vocab, tokens=[*prompt, *resume])
+
+    def end(self, slot: int) -> None:
+        """As `Backend.end`."""
+        self._samplers.pop(slot).close()
+
+    def forget(self, slot: int, start: int) -> bool:
+        """As `Backend.forget`."""
+        return bool(lib.llama_memory_seq_rm(self._memory, slot, start, -1))
+
+    def decode(self, chunks: Sequence[Chunk]) -> None:
+        """As `Backend.decode`."""
+        self._outputs = self._batch.fill(chunks)
+        code = lib.llama_decode(self._context, self._batch.struct)
+        if code != 0:
+            raise BackendError(f"llama.cpp could not compute a batch of {self._batch.struct.n_tokens} (code {code})")
+
+    def draw(self, slot: int, position: int) -> int:
+        """As `Backend.draw`."""
+        return self._samplers[slot].draw(self._context, self._outputs[slot], position)
+
+    def close(self) -> None:
+        """As `Backend.close`."""
+        for sampler in self._samplers.values():
+            sampler.close()
+        self._samplers.clear()
+        lib.llama_free(self._context)
+        lib.llama_model_free(self._model)
+
+    def _special_text(self, token: int) -> str:
+        return self._piece(token, special=True).decode(errors="replace") if token >= 0 else ""
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+            if length >= 0:
+                return buffer.raw[:length]
+            size = -length
+
+
+class _Batch:
+    """llama.cpp's batch over arrays that are filled a whole chunk at a time."""
+
+    def __init__(self, n_batch: int, slots: int) -> None:
+        self._tokens = np.zeros(n_batch, np.int32)
+        self._positions = np.zeros(n_batch, np.int32)
+        self._sequences = np.zeros(n_batch, np.uintp)
+        self._draws = np.zeros(n_batch, np.int8)
+        self._one_each = np.ones(n_batch, np.int32)
+        self._slots = np.arange(slots, dtype=np.int32)
+        # Each token points at its sequence id; all tokens of a slot at the same one.
+        self._addresses = self._slots.ctypes.data + self._slots.itemsize * np.arange(slots, dtype=np.uintp)
+        self.struct = lib.llama_batch(
+            token=self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            pos=self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            n_seq_id=self._one_each.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=self._sequences.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            logits=self._draws.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(self, chunks: Sequence[Chunk]) -> dict[int, int]:
+        """Lay the chunks out; for each slot that draws, the place of its last token."""
+        outputs = {}
+        at = 0
+        for chunk in chunks:
+            end = at + len(chunk.tokens)
+            self._tokens[at:end] = chunk.tokens
+            self._positions[at:end] = range(chunk.start, chunk.start + len(chunk.tokens))
+            self._sequences[at:end] = self._addresses[chunk.slot]
+            self._draws[at:end] = 0
+            if chunk.draws:
+                self._draws[end - 1] = 1
+                outputs[chunk.slot] = end - 1
+            at = end
+        self.struct.n_tokens = at
+        return outputs
+
+
+def _load_model(config: LlamaConfig) -> ctypes.c_void_p:
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = config.n_gpu_layers
+    # GCC drops the stores that set up AMX's tiles in ggml (llama.cpp pull request 26954), and the first batch then ends
+    # the process. Without the extra buffer types ggml never enters that code.
+    params.use_extra_bufts = b"AMX_INT8 = 1" not in lib.llama_print_system_info()
+    _errors.clear()
+    model: ctypes.c_void_p | None = lib.llama_model_load_from_file(str(config.model_path).encode(), params)
+    if model is None:
+        raise ModelFileError(
+            f"{config.model_path}: llama.cpp cannot load it ({_last_error()}); "
+            "get the file again, or a newer llama-cpp-python"
+        )
+    return model
+
+
+def _make_context(model: ctypes.c_void_p, config: LlamaConfig, n_ctx: int, n_batch: int) -> ctypes.c_void_p:
+    n_threads = config.n_threads or physical_cores()
+    params = lib.llama_context_default_params()
+    params.n_ctx = n_ctx * config.n_parallel
+    params.n_seq_max = config.n_parallel
+    params.n_batch = params.n_ubatch = n_batch
+    params.n_threads = params.n_threads_batch = n_threads
+    params.kv_unified = False
+    params.offload_kqv = params.op_offload = config.n_gpu_layers != 0
+    _errors.clear()
+    context: ctypes.c_void_p | None = lib.llama_init_from_model(model, params)
+    if context is None:
+        raise ModelFileError(
+            f"{config.model_path}: no memory for {config.n_parallel} x {n_ctx} tokens ({_last_error()}); "
+            "lower --n-ctx or --n-parallel"
+        )
+    return context
+
+
+def _usable_context(wanted: int, trained: int) -> int:
+    """Tokens a slot: past the length that it was trained on, a model rambles."""
+    if not 0 < trained < wanted:
+        return wanted
+    _logger.warning("the model was trained on %d tokens, so a slot holds that many and not %d", trained, wanted)
+    return trained
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode(errors="replace")
+
+
+_errors: deque[str] = deque(maxlen=8)
+"""The last errors that llama.cpp logged: its functions return no reason, they only log it."""
+
+
+def _last_error() -> str:
+    return _errors[0] if _errors else "no reason given"
+
+
+def _log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+    line = text.decode(errors="replace").rstrip()
+    if level == _ERROR:
+        _errors.append(line.rpartition("error loading model: ")[2])
+    _logger.debug("%s", line)
+
+
+_on_log = lib.llama_log_callback(_log)
+"""llama.cpp keeps calling this one, so it must live as long as the process."""
