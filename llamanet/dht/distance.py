@@ -52,11 +52,9 @@ def scope_of(host: str) -> Scope | None:
         return None
     if address.is_loopback:
         return Scope.LOOPBACK
-    if address.is_multicast or address.is_unspecified or address.is_link_local:
+    if address.is_multicast or address.is_unspecified or address.is_link_local or address.is_reserved:
         return None
-    if address.is_private:
-        return Scope.PRIVATE
-    return None if address.is_reserved else Scope.PUBLIC
+    return Scope.PRIVATE if address.is_private else Scope.PUBLIC
 
 
 def is_usable(told: str, by: str) -> bool:

@@ -42,7 +42,9 @@ LiveState = Callable[[str | None], tuple[bool, tuple[ModelState, ...]]]
 CONTACTS_BESIDE_RECORDS = 4
 """Contacts that a reply keeps room for when there are more records than fit."""
 _REPLY_BYTES = 64
-"""Type, transaction, observed address, token, totals, cursors and lengths of any reply, and a margin."""
+"""Type, transaction, observed address, token, totals, cursors and lengths of a `Nodes` or `Values`, and a margin."""
+_PONG_BYTES = 44
+"""Of a `Pong`, without its version and its models."""
 
 
 def _contact_bytes(contact: Contact) -> int:
@@ -80,7 +82,7 @@ class Handlers:
 
     def _pong(self, request: Ping, observed: Address, room: int) -> Pong:
         draining, states = self.live_state(request.model) if self.live_state else (False, ())
-        room -= _REPLY_BYTES
+        room -= _PONG_BYTES + len(self.version)
         fitting: list[ModelState] = []
         for state in states:
             room -= len(pack_datagram(to_array(state)))

@@ -12,6 +12,7 @@ Rules:
 import bisect
 import heapq
 from random import Random
+from typing import TypeAlias
 
 import attrs
 
@@ -68,6 +69,10 @@ def kept_until(record: Record) -> float:
     return record.expires_at if record.lifetime else record.issued_at + MAX_SKEW_S + MAX_LIFETIME_S
 
 
+_Expiry: TypeAlias = tuple[float, int, bytes, NodeId]
+"""When, and of which record: sequence number, key, publisher."""
+
+
 def _cursor_of(publisher: NodeId) -> int:
     return int.from_bytes(publisher[:4], "big")
 
@@ -91,7 +96,8 @@ class RecordStore:
         self._sorted: dict[bytes, list[NodeId]] = {}
         self._keys_of: dict[NodeId, set[bytes]] = {}
         self._bytes_of: dict[bytes, int] = {}
-        self._expiries: list[tuple[float, int, bytes, NodeId]] = []
+        self._expiries: list[_Expiry] = []
+        self._expiries_of: dict[bytes, list[_Expiry]] = {}
         self.bytes = 0
         self.records = 0
 
@@ -122,7 +128,7 @@ class RecordStore:
         self._bytes_of[source] = self._bytes_of.get(source, 0) + len(encoded)
         self.bytes += len(encoded)
         self.records += 1
-        heapq.heappush(self._expiries, (slot.kept_until, record.sequence, record.key, publisher))
+        self._schedule(slot)
         return Kept()
 
     def page(self, key: bytes, cursor: int | None, *, room: int, most: int, now: float, rng: Random) -> Page:
@@ -159,45 +165,42 @@ class RecordStore:
             slot = self._keys.get(key, {}).get(publisher)
             if slot is not None and slot.record.sequence == sequence:
                 self._drop(key, publisher)
-        if len(self._expiries) > 2 * self.records + 64:  # replaced records leave their old entries behind
-            self._expiries = [
-                (slot.kept_until, slot.record.sequence, key, publisher)
-                for key, slots in self._keys.items()
-                for publisher, slot in slots.items()
-            ]
-            heapq.heapify(self._expiries)
+
+    def _schedule(self, slot: Slot) -> None:
+        """Note when the slot's record goes; replaced records leave old entries behind, which are cleared now and then."""
+        if len(self._expiries) > 2 * self.records + 64:
+            self._expiries.clear()
+            self._expiries_of.clear()
+            for slots in self._keys.values():
+                for other in slots.values():
+                    self._schedule(other)
+            return
+        expiry = (slot.kept_until, slot.record.sequence, slot.record.key, slot.record.publisher)
+        heapq.heappush(self._expiries, expiry)
+        heapq.heappush(self._expiries_of.setdefault(slot.source, []), expiry)
 
     def _make_room(self, key: bytes, publisher: NodeId, size: int, source: bytes) -> Rejected | None:
         if len(self._keys_of.get(publisher, ())) >= self._max_keys_per_publisher:
             return Rejected("too many keys of this publisher")
         slots = self._keys.get(key)
-        if slots is None and len(self._keys) >= self._max_keys and not self._evict_heaviest(source, whole_key=True):
-            return Rejected("too many keys")
         if slots and len(slots) >= self._max_publishers_per_key and not self._evict_from_key(slots, key, source):
             return Rejected("too many publishers of this key")
-        while self.bytes + size > self._max_bytes:
-            if not self._evict_heaviest(source, whole_key=False):
+        while self.bytes + size > self._max_bytes or (key not in self._keys and len(self._keys) >= self._max_keys):
+            if not self._evict_from_heaviest(source):
                 return Rejected("the store is full")
         return None
 
-    def _evict_heaviest(self, source: bytes, *, whole_key: bool) -> bool:
-        """Make room by dropping what the heaviest source prefix holds; False if `source` itself is the heaviest."""
-        heaviest = max(self._bytes_of, key=lambda prefix: self._bytes_of[prefix])
+    def _evict_from_heaviest(self, source: bytes) -> bool:
+        """Drop what expires first of the source that holds the most bytes; False if that is `source` itself."""
+        heaviest = max(self._bytes_of, key=lambda prefix: self._bytes_of[prefix], default=source)
         if heaviest == source:
             return False
-        victims = [
-            (slot.kept_until, key, publisher)
-            for key, slots in self._keys.items()
-            if not whole_key or all(slot.source == heaviest for slot in slots.values())
-            for publisher, slot in slots.items()
-            if slot.source == heaviest
-        ]
-        if not victims:
-            return False
-        _, key, publisher = min(victims)
-        for victim in list(self._keys[key]) if whole_key else [publisher]:
-            self._drop(key, victim)
-        return True
+        while True:
+            _, sequence, key, publisher = heapq.heappop(self._expiries_of[heaviest])
+            slot = self._keys.get(key, {}).get(publisher)
+            if slot is not None and slot.source == heaviest and slot.record.sequence == sequence:
+                self._drop(key, publisher)
+                return True
 
     def _evict_from_key(self, slots: dict[NodeId, Slot], key: bytes, source: bytes) -> bool:
         """Make room in one key: the source with the most publishers there loses its first to expire."""
@@ -222,6 +225,6 @@ class RecordStore:
             del self._keys_of[publisher]
         self._bytes_of[slot.source] -= len(slot.encoded)
         if not self._bytes_of[slot.source]:
-            del self._bytes_of[slot.source]
+            del self._bytes_of[slot.source], self._expiries_of[slot.source]
         self.bytes -= len(slot.encoded)
         self.records -= 1

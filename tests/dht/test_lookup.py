@@ -1,0 +1,185 @@
+"""The lookup against whole networks of real routing tables, without any I/O."""
+
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from swarms import contact, key, seeded
+
+from llamanet.dht.distance import distance
+from llamanet.dht.lookup import MAX_ASKED, Lookup
+from llamanet.dht.routing import RoutingTable
+from llamanet.wire.identity import NodeId
+from llamanet.wire.rpc import Address, Contact
+
+ASKER = contact(10**6)
+K = 8
+
+
+def tables_of(contacts, k, seed):
+    """Each contact's table, filled in random order with all the others."""
+    rng = seeded(seed)
+    tables = {}
+    for owner in contacts:
+        table = RoutingTable(owner.node_id, k=k)
+        for other in rng.sample(contacts, len(contacts)):
+            table.answered(other, 0.0)
+        tables[owner] = table
+    return tables
+
+
+def run(lookup, tables, rng, *, dead=frozenset(), alpha, count, lie=None):
+    """Answer in random order; returns who was asked, and the most requests that were under way at once."""
+    under_way, asked, most = [], [], 0
+    while not lookup.finished:
+        while (peer := lookup.next()) is not None:
+            under_way.append(peer)
+            asked.append(peer)
+        most = max(most, len(under_way))
+        assert under_way, "not finished, and waiting for nothing"
+        peer = under_way.pop(rng.randrange(len(under_way)))
+        if peer in dead or peer not in tables:
+            lookup.overdue(peer)
+        elif lie is not None and lie(peer) is not None:
+            lookup.answered(peer, lie(peer))
+        else:
+            lookup.answered(peer, tables[peer].closest(TARGET, K))
+    assert most <= max(alpha, count)
+    return asked, most
+
+
+TARGET = key("target")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(1, 60),
+    seed=st.integers(0, 2**32),
+    alpha=st.integers(1, 5),
+    count=st.integers(1, K),
+    dead_share=st.sampled_from([0.0, 0.0, 0.1, 0.3]),
+)
+def test_it_ends_with_the_nearest_that_answer(size, seed, alpha, count, dead_share):
+    rng = seeded(seed)
+    contacts = [contact(rng.randrange(10**6)) for _ in range(size)]
+    contacts = list(dict.fromkeys(contacts))
+    dead = frozenset(peer for peer in contacts if rng.random() < dead_share)
+    tables = tables_of(contacts, K, seed)
+    lookup = Lookup(TARGET, ASKER.node_id, rng.sample(contacts, min(3, len(contacts))), count=count, alpha=alpha)
+    asked, _ = run(lookup, tables, rng, dead=dead, alpha=alpha, count=count)
+    assert len(asked) == len(set(asked)), "nobody is asked twice"
+    found = lookup.closest()
+    assert found == sorted(found, key=lambda peer: distance(peer.node_id, TARGET))
+    assert not dead.intersection(found)
+    if not dead:
+        assert found == sorted(contacts, key=lambda peer: distance(peer.node_id, TARGET))[:count]
+
+
+def test_in_a_large_network_it_asks_few_and_finds_the_true_nearest():
+    contacts = [contact(number) for number in range(1, 500)]
+    tables = tables_of(contacts, 16, 3)
+    rng = seeded(4)
+    for number in range(20):
+        target = key(f"target {number}")
+        lookup = Lookup(target, ASKER.node_id, rng.sample(contacts, 3), count=8, alpha=4)
+        under_way = deque()
+        while not lookup.finished:
+            while (peer := lookup.next()) is not None:
+                under_way.append(peer)
+            peer = under_way.popleft()
+            lookup.answered(peer, tables[peer].closest(target, 16))
+        assert lookup.closest() == sorted(contacts, key=lambda peer: distance(peer.node_id, target))[:8]
+        assert lookup.asked <= 24
+
+
+def test_it_does_not_stop_at_the_first_k_seen():
+    near, far = sorted((contact(n) for n in range(1, 41)), key=lambda c: distance(c.node_id, TARGET))[::39]
+    rest = sorted((contact(n) for n in range(1, 41)), key=lambda c: distance(c.node_id, TARGET))[20:39]
+    lookup = Lookup(TARGET, ASKER.node_id, rest, count=4, alpha=2)
+    peers = []
+    while not lookup.finished:
+        peer = lookup.next()
+        peers.append(peer)
+        lookup.answered(peer, [near] if peer == rest[3] else [])  # the last of the first four knows a nearer one
+    assert lookup.closest()[0] == near
+    assert far not in peers
+
+
+def test_no_more_than_alpha_are_asked_while_it_gets_nearer():
+    contacts = sorted((contact(n) for n in range(1, 200)), key=lambda c: -distance(c.node_id, TARGET))
+    lookup = Lookup(TARGET, ASKER.node_id, contacts[:16], count=16, alpha=3)
+    under_way = deque()
+    for nearer in contacts[16:120]:
+        while (peer := lookup.next()) is not None:
+            under_way.append(peer)
+        assert len(under_way) <= 3
+        lookup.answered(under_way.pop(), [nearer])
+
+
+def test_an_overdue_request_holds_nothing_up_and_its_late_answer_counts():
+    a, b, c = sorted((contact(n) for n in range(3)), key=lambda peer: distance(peer.node_id, TARGET))
+    lookup = Lookup(TARGET, ASKER.node_id, [a, b], count=2, alpha=1)
+    assert lookup.next() == a
+    assert lookup.next() is None
+    lookup.overdue(a)
+    assert lookup.next() == b
+    lookup.answered(a, [c])  # late
+    assert not lookup.finished
+    lookup.answered(b, [])
+    assert lookup.finished
+    assert lookup.closest() == [a, b]
+
+
+def test_a_lie_about_an_address_does_not_hide_the_honest_one():
+    honest, liar, teller = (contact(n) for n in range(3))
+    forged = Contact(honest.public_key, Address("10.66.66.66", 6))
+    lookup = Lookup(TARGET, ASKER.node_id, [liar, teller], count=3, alpha=1)
+    answers = {liar: [forged], teller: [honest], honest: []}
+    asked = []
+    while not lookup.finished:
+        peer = lookup.next()
+        asked.append(peer)
+        if peer in answers:
+            lookup.answered(peer, answers[peer])
+        else:
+            lookup.overdue(peer)
+    assert honest in lookup.closest()
+    assert forged not in lookup.closest()
+
+
+def test_liars_cannot_make_it_run_on():
+    """Each answer tells of 16 contacts that do not exist, for as long as anybody asks."""
+    numbers = iter(range(10_000, 10**6))
+    lookup = Lookup(TARGET, ASKER.node_id, [contact(1)], count=8, alpha=4)
+    while not lookup.finished:
+        peer = lookup.next()
+        lookup.answered(peer, [contact(next(numbers)) for _ in range(16)])
+        assert lookup.asked <= MAX_ASKED
+
+
+def test_silent_liars_cannot_make_it_run_on_either():
+    numbers = iter(range(10_000, 10**6))
+    lookup = Lookup(TARGET, ASKER.node_id, [contact(1)], count=8, alpha=4)
+    lookup.answered(lookup.next(), [contact(next(numbers)) for _ in range(5000)])
+    steps = 0
+    while not lookup.finished:
+        lookup.overdue(lookup.next())
+        steps += 1
+    assert steps < MAX_ASKED
+    assert lookup.closest() == [contact(1)]
+
+
+def test_with_nobody_to_ask_it_is_over():
+    lookup = Lookup(TARGET, ASKER.node_id, [ASKER], count=8, alpha=4)
+    assert lookup.finished
+    assert lookup.next() is None
+    assert lookup.closest() == []
+
+
+@pytest.mark.parametrize("reply", ["answered", "overdue"])
+def test_we_never_ask_ourselves(reply):
+    lookup = Lookup(TARGET, NodeId(ASKER.node_id), [contact(1)], count=8, alpha=4)
+    assert lookup.next() == contact(1)
+    lookup.answered(contact(1), [ASKER])
+    assert lookup.finished

@@ -1,0 +1,226 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from swarms import contact, seeded
+
+from llamanet.dht.distance import common_prefix_bits, distance, number_of
+from llamanet.dht.routing import (
+    FAILURES_IF_REPLACED,
+    MAX_FAILURES,
+    PER_SUBNET_IN_BUCKET,
+    PER_SUBNET_IN_TABLE,
+    RoutingTable,
+)
+from llamanet.wire.identity import NodeId
+from llamanet.wire.rpc import Address, Contact
+
+OWN = NodeId(bytes(32))
+K = 4
+
+
+def in_bucket(bits, count, start=0):
+    """Contacts that share exactly `bits` leading bits with OWN."""
+    found, number = [], start
+    while len(found) < count:
+        number += 1
+        if common_prefix_bits(number_of(OWN), number_of(contact(number).node_id)) == bits:
+            found.append(contact(number))
+    return found
+
+
+@st.composite
+def events(draw):
+    steps = st.tuples(st.sampled_from(["answered", "answered", "answered", "failed"]), st.integers(1, 120))
+    return draw(st.lists(steps, max_size=300))
+
+
+@settings(max_examples=100, deadline=None)
+@given(events(), st.integers(0, 2**256 - 1))
+def test_whatever_happens_the_table_keeps_its_rules(steps, target_number):
+    table = RoutingTable(OWN, k=K)
+    now = 0.0
+    for what, number in steps:
+        now += 1.0
+        peer = contact(number)
+        if what == "answered":
+            table.answered(peer, now)
+        else:
+            table.failed(peer, now)
+        assert all(size <= K for size in table.bucket_sizes)
+        assert sum(table.bucket_sizes) == len(table)
+    known = [entry.contact for entry in table]
+    assert len({peer.address for peer in known}) == len({peer.node_id for peer in known}) == len(known)
+    target = target_number.to_bytes(32, "big")
+    for count in (1, K, 100):
+        expected = sorted(known, key=lambda peer: distance(peer.node_id, target))[:count]
+        assert table.closest(target, count) == expected
+    good = [entry.contact for entry in table if not entry.failures]
+    good.sort(key=lambda peer: distance(peer.node_id, target))
+    assert table.closest(target, K, good_only=True) == good[:K]
+
+
+def test_only_the_own_bucket_splits():
+    table = RoutingTable(OWN, k=K)
+    for number in range(1, 2000):
+        table.answered(contact(number), 0.0)
+    assert table.bucket_sizes[:6] == (K,) * 6
+    for bits, size in enumerate(table.bucket_sizes[:-1]):
+        held = [e for e in table if common_prefix_bits(0, number_of(e.contact.node_id)) == bits]
+        assert len(held) == size
+
+
+def test_we_never_enter_our_own_table():
+    me = contact(1)
+    table = RoutingTable(me.node_id, k=K)
+    assert not table.answered(me, 0.0).added
+    assert not table.wants(me)
+    assert len(table) == 0
+
+
+def test_old_contacts_are_preferred_and_the_doubtful_one_is_to_be_checked():
+    table = RoutingTable(OWN, k=K)
+    first = in_bucket(0, K + 1)
+    for peer in in_bucket(1, K):
+        table.answered(peer, 0.0)
+    for peer in first[:K]:
+        assert table.answered(peer, 0.0).added
+    late = table.answered(first[K], 10.0)
+    assert (late.added, late.check) == (False, None)
+    for peer in first[1:K]:
+        table.answered(peer, 100.0)
+    late = table.answered(first[K], 100.0)
+    assert (late.added, late.check) == (False, first[0])
+    assert first[K].node_id not in table
+
+
+def test_a_contact_that_fails_twice_gives_its_place_to_one_that_waits():
+    table = RoutingTable(OWN, k=K)
+    first = in_bucket(0, K + 1)
+    for peer in [*in_bucket(1, K), *first]:
+        table.answered(peer, 0.0)
+    for _ in range(FAILURES_IF_REPLACED):
+        assert first[0].node_id in table
+        table.failed(first[0], 1.0)
+    assert first[0].node_id not in table
+    assert first[K].node_id in table
+
+
+def test_with_nobody_waiting_it_takes_longer_to_leave():
+    table = RoutingTable(OWN, k=K)
+    table.answered(contact(1), 0.0)
+    for _ in range(MAX_FAILURES):
+        assert contact(1).node_id in table
+        table.failed(contact(1), 1.0)
+    assert len(table) == 0
+    assert not table.holds_address(contact(1).address)
+
+
+def test_an_answer_clears_failures():
+    table = RoutingTable(OWN, k=K)
+    table.answered(contact(1), 0.0)
+    for _ in range(MAX_FAILURES - 1):
+        table.failed(contact(1), 1.0)
+    assert table.has_failing
+    assert table.closest(OWN, K, good_only=True) == []
+    table.answered(contact(1), 2.0)
+    assert not table.has_failing
+    assert table.closest(OWN, K, good_only=True) == [contact(1)]
+
+
+def test_a_failure_at_another_address_proves_nothing():
+    table = RoutingTable(OWN, k=K)
+    table.answered(contact(1), 0.0)
+    liar = Contact(contact(1).public_key, Address("10.9.9.9", 9))
+    for _ in range(10):
+        table.failed(liar, 1.0)
+    assert not table.has_failing
+
+
+def test_a_contact_that_moved_is_found_at_its_new_address():
+    table = RoutingTable(OWN, k=K)
+    table.answered(contact(1), 5.0)
+    moved = Contact(contact(1).public_key, Address("10.9.9.9", 9))
+    assert table.wants(moved)
+    table.answered(moved, 6.0)
+    assert [entry.contact for entry in table] == [moved]
+    assert next(iter(table)).since == 5.0
+    assert table.is_proved(moved)
+    assert not table.is_proved(contact(1))
+
+
+def test_a_new_key_at_an_address_takes_the_place_of_the_old_one():
+    table = RoutingTable(OWN, k=K)
+    table.answered(contact(1), 0.0)
+    reborn = Contact(contact(2).public_key, contact(1).address)
+    table.answered(reborn, 1.0)
+    assert [entry.contact for entry in table] == [reborn]
+
+
+def test_one_subnet_has_few_places():
+    table = RoutingTable(OWN, k=16)
+    for number in range(1, 1000):  # so that buckets split
+        table.answered(contact(number), 0.0)
+    for _ in range(3 * MAX_FAILURES):
+        for entry in list(table):
+            table.failed(entry.contact, 1.0)
+    assert len(table) == 0
+
+    def of_subnet():
+        return [entry.contact for entry in table]
+
+    for number in range(1000, 4000):
+        table.answered(contact(number, host=f"8.8.8.{number % 250 + 1}"), 2.0)
+    assert len(of_subnet()) == PER_SUBNET_IN_TABLE
+    in_bucket = Counter(common_prefix_bits(0, number_of(peer.node_id)) for peer in of_subnet())
+    assert max(in_bucket.values()) == PER_SUBNET_IN_BUCKET
+    assert not table.wants(contact(5001, host="8.8.8.8"))
+    for peer in of_subnet():
+        for _ in range(MAX_FAILURES):
+            table.failed(peer, 3.0)
+    assert of_subnet() == []
+    assert any(table.answered(contact(number, host="8.8.8.8"), 4.0).added for number in range(5000, 5040))
+
+
+def test_a_private_subnet_has_no_such_limit():
+    table = RoutingTable(OWN, k=16)
+    for number in range(1, 17):
+        table.answered(contact(number, host="127.0.0.1"), 0.0)
+    assert len(table) == 16
+
+
+def test_whom_to_check():
+    table = RoutingTable(OWN, k=K)
+    for number, seen in ((1, 30.0), (2, 10.0), (3, 20.0)):
+        table.answered(contact(number), seen)
+    assert table.to_check(24.0, retry_after=1.0, idle_after=15.0) is None
+    assert table.to_check(40.0, retry_after=1.0, idle_after=15.0) == contact(2)
+    table.failed(contact(1), 40.0)
+    assert table.to_check(40.5, retry_after=1.0, idle_after=15.0) == contact(2)
+    assert table.to_check(41.0, retry_after=1.0, idle_after=15.0) == contact(1)
+    assert table.to_check(41.5, retry_after=1.0, idle_after=15.0) == contact(2)
+
+
+def test_buckets_are_refreshed_when_nothing_was_looked_up_in_them():
+    table = RoutingTable(OWN, k=K)
+    for number in range(1, 500):
+        table.answered(contact(number), 0.0)
+    buckets = len(table.bucket_sizes)
+    targets = [table.to_refresh(0.0, 900.0, seeded(1)) for _ in range(buckets)]
+    assert [common_prefix_bits(0, number_of(target)) for target in targets] == list(range(buckets))
+    assert table.to_refresh(899.0, 900.0, seeded(1)) is None
+    table.looked_up(in_bucket(0, 1)[0].node_id, 899.0)
+    again = table.to_refresh(900.0, 900.0, seeded(1))
+    assert common_prefix_bits(0, number_of(again)) == 1
+
+
+@pytest.mark.parametrize("answered_first", [True, False])
+def test_who_asks_is_worth_a_ping_only_if_there_is_a_place(answered_first):
+    table = RoutingTable(OWN, k=K)
+    assert table.wants(contact(1))
+    if answered_first:
+        table.answered(contact(1), 0.0)
+        assert not table.wants(contact(1))
+        table.failed(contact(1), 1.0)
+        assert table.wants(contact(1))
