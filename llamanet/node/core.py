@@ -129,7 +129,7 @@ class EngineCore:
         """The next batch; without chunks if nothing can be computed before another command, or `wake_at`."""
         now = self.clock()
         for sequence, since in self._paused():
-            if now - since >= self._reader_timeout:
+            if now >= since + self._reader_timeout:
                 message = f"the reader took nothing for {self._reader_timeout:g} s"
                 self._fail(sequence, "slow_reader", message)
         for slot, sequence in self._scheduler.admit():

@@ -182,11 +182,11 @@ class Endpoint:
 
     def count_request(self, change: int) -> None:
         """Called by connections when a request begins (+1) and when its last answer is sent (-1)."""
+        if not self._requests:
+            self._idle = trio.Event()
         self._requests += change
         if not self._requests:
             self._idle.set()
-        elif change > 0:
-            self._idle = trio.Event()
 
 
 async def _accept(request: WebSocketRequest) -> WebSocketConnection | None:

@@ -1,0 +1,122 @@
+"""Everything that a node can be told, checked before anything is opened.
+
+Each field is one setting of the command line: field `n_ctx` is flag `--n-ctx` and variable `N_CTX`. A value that
+cannot be right is refused with one line that names both.
+"""
+
+import ipaddress
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from llamanet.errors import UserError
+from llamanet.wire.facts import MAX_LABEL
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+
+Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def setting_name(field: str) -> str:
+    """What a user knows a setting by: "--n-ctx (N_CTX)"."""
+    return f"--{field.replace('_', '-')} ({field.upper()})"
+
+
+def _refuse(attribute: "attrs.Attribute[Any]", value: Any, wanted: str) -> UserError:
+    return UserError(f"{setting_name(attribute.name)} must be {wanted}, not {value!r}")
+
+
+def _whole(low: int, high: int) -> Validator:
+    def check(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if type(value) is not int or not low <= value <= high:
+            raise _refuse(attribute, value, f"a whole number from {low} to {high}")
+
+    return check
+
+
+def _seconds(low: float, high: float) -> Validator:
+    def check(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+            raise _refuse(attribute, value, f"a number of seconds from {low:g} to {high:g}")
+
+    return check
+
+
+def _one_of(*allowed: str) -> Validator:
+    def check(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if value not in allowed:
+            raise _refuse(attribute, value, "one of " + ", ".join(allowed))
+
+    return check
+
+
+def is_host(host: str) -> bool:
+    """Whether `host` is an IP address, or looks like a host name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        # A name that ends in a number is an address that somebody mistyped.
+        last = host.rstrip(".").rpartition(".")[2]
+        return len(host) <= 253 and _HOST_NAME.fullmatch(host) is not None and not last.isdigit()
+    return True
+
+
+def _host(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if not is_host(value):
+        raise _refuse(attribute, value, "an IP address or a host name")
+
+
+def _label(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if not 1 <= len(value) <= MAX_LABEL or not value.isprintable() or value != value.strip():
+        raise _refuse(attribute, value, f"1 to {MAX_LABEL} printable characters")
+
+
+def _some_models(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if not value:
+        raise UserError(f"{setting_name(attribute.name)} is required: the path of a GGUF model file")
+
+
+@attrs.frozen(kw_only=True)
+class NodeConfig:
+    """The settings of a node. Raises `UserError` for a value that cannot be right."""
+
+    model_path: tuple[Path, ...] = attrs.field(validator=_some_models)
+    """GGUF files; a model's name is its file name without `.gguf`."""
+    host: str = attrs.field(default="0.0.0.0", validator=_host)
+    """The address that both ports are opened on."""
+    port: int = attrs.field(default=8000, validator=_whole(0, 65_535))
+    """Inference, TCP; 0: any free one."""
+    dht_port: int = attrs.field(default=8001, validator=_whole(0, 65_535))
+    """UDP; 0: any free one, and with it a fresh identity."""
+    node_id: str | None = attrs.field(default=None, validator=attrs.validators.optional(_label))
+    """The label that people know the node by; None: one made from its key."""
+    bootstrap_nodes: tuple[str, ...] = ()
+    """`host:port` of nodes to join through."""
+    heartbeat_interval: float = attrs.field(default=10.0, validator=_seconds(1, 600))
+    """Seconds between two records with the node's load."""
+    n_ctx: int = attrs.field(default=2048, validator=_whole(32, 2**24))
+    """Tokens a slot."""
+    n_batch: int = attrs.field(default=512, validator=_whole(1, 2**16))
+    """Tokens computed in one step."""
+    n_gpu_layers: int = attrs.field(default=0, validator=_whole(-1, 10_000))
+    """0: CPU only; -1: all."""
+    n_parallel: int = attrs.field(default=4, validator=_whole(1, 256))
+    """Slots: requests that run at the same time, for each model."""
+    n_threads: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole(1, 1024)))
+    """None: one for each physical core."""
+    announce: str | None = attrs.field(default=None, validator=attrs.validators.optional(_host))
+    """The host that others reach the node by; None: the address that peers observe."""
+    data_dir: Path | None = None
+    """Where keys and contacts are kept; None: the platform's place for them."""
+    log_level: str = attrs.field(default="info", validator=_one_of(*LOG_LEVELS))
+    log_format: str = attrs.field(default="text", validator=_one_of(*LOG_FORMATS))
+    no_tls: bool = False
+    """Serve plain `ws://`."""
+    swarm_key_file: Path | None = None
+    """Holds a private swarm's key: 32 bytes in hexadecimal."""
