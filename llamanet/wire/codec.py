@@ -109,7 +109,7 @@ def _end_untrusted(data: bytes) -> int:
     Found without building it: the unpacker makes room for as many entries as an array claims to have, and arrays that
     claim a lot, one inside the other, would cost gigabytes. A value that is all there has no more entries than bytes.
     """
-    unpacker = msgpack.Unpacker(max_buffer_size=len(data), max_ext_len=0)
+    unpacker = msgpack.Unpacker(max_buffer_size=len(data))
     try:
         unpacker.feed(data)
         unpacker.skip()
