@@ -68,6 +68,7 @@ _NETWORK_ERRORS = (
     trio.BrokenResourceError,
     trio.ClosedResourceError,
     wsproto.utilities.ProtocolError,
+    UnicodeDecodeError,  # let out by wsproto for headers that are not ASCII
 )
 
 

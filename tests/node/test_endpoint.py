@@ -1,6 +1,6 @@
 import json
 import random
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import attrs
 import msgpack
@@ -90,6 +90,14 @@ async def answers(websocket, request_id):
         messages.append(await receive(websocket))
         assert messages[-1].id == request_id
     return messages
+
+
+async def close_code(websocket):
+    """The code that the endpoint closes with, after whatever it still says."""
+    with suppress(ConnectionClosed):
+        while True:
+            await websocket.get_message()
+    return websocket.closed.code
 
 
 def ids_in(messages):
@@ -263,9 +271,7 @@ async def test_what_names_no_request_ends_the_connection(autojump_clock, nursery
         await websocket.send_message(data)
         failed = await receive(websocket)
         assert (failed.code, failed.id) == ("bad_request", None)
-        with pytest.raises(ConnectionClosed) as closed:
-            await websocket.get_message()
-        assert closed.value.reason.code == code
+        assert await close_code(websocket) == code
         assert ids_in(await answers(bystander, 1)) == scripted_tokens("say it", 5)
 
 
@@ -273,10 +279,7 @@ async def test_an_id_in_flight_is_not_used_twice(autojump_clock, nursery):
     node = await start_node(nursery)
     async with node.connect() as websocket:
         await send(websocket, Generate(id=1, prompt="one"), Generate(id=1, prompt="two"))
-        with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                await websocket.get_message()
-        assert closed.value.reason.code == 1008
+        assert await close_code(websocket) == 1008
     await wait_all_free(node)
 
 
@@ -285,10 +288,7 @@ async def test_too_many_requests_end_the_connection(autojump_clock, nursery, mon
     node = await start_node(nursery)
     async with node.connect() as websocket:
         await send(websocket, *(Generate(id=n, prompt="go on") for n in range(4)))
-        with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                await websocket.get_message()
-        assert closed.value.reason.code == 1008
+        assert await close_code(websocket) == 1008
     await wait_all_free(node)
 
 
@@ -296,9 +296,7 @@ async def test_an_oversized_message_ends_the_connection(autojump_clock, nursery)
     node = await start_node(nursery)
     async with node.connect() as websocket:
         await websocket.send_message(bytes(5 * 2**20))
-        with pytest.raises(ConnectionClosed) as closed:
-            await websocket.get_message()
-        assert closed.value.reason.code == 1009
+        assert await close_code(websocket) == 1009
 
 
 async def test_unknown_subprotocols_are_rejected(autojump_clock, nursery):
@@ -348,9 +346,7 @@ async def test_idle_connections_are_closed_and_busy_ones_are_not(autojump_clock,
     async with node.connect() as websocket:
         await send(websocket, Generate(id=1, prompt="slowly", sampling=FIVE))
         assert ids_in(await answers(websocket, 1)) == scripted_tokens("slowly", 5)
-        with pytest.raises(ConnectionClosed) as closed:
-            await websocket.get_message()
-        assert closed.value.reason.code == 1001
+        assert await close_code(websocket) == 1001
 
 
 async def test_connections_are_bounded(autojump_clock, nursery, monkeypatch):
@@ -389,7 +385,7 @@ async def test_tls_carries_the_same(autojump_clock, nursery):
         inner.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(20))
 async def test_mutated_conversations_never_take_the_endpoint_down(autojump_clock, nursery, seed):
     """A recorded conversation, with bytes changed, cut, doubled, or replaced, at any place of the byte stream."""
     rng = random.Random(seed)
