@@ -4,7 +4,14 @@ An error is one line: what failed, with which values, and what to do about it. C
 exit with 2 for what the user can mend (`UserError`) and with 1 for the rest; nobody should see a traceback for either.
 """
 
+import contextlib
+import sys
+from collections.abc import Iterator
+
 import attrs
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 
 class LlamaNetError(Exception):
@@ -140,3 +147,18 @@ class EngineBusy(LlamaNetError):
 
     def __str__(self) -> str:
         return f"the queue is full ({self.waiting} waiting); try again in {self.retry_after:.1f} s"
+
+
+@contextlib.contextmanager
+def ungrouped() -> Iterator[None]:
+    """Let a `LlamaNetError` out of a nursery as itself. A group that holds anything else too stays as it is."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        _, rest = group.split(LlamaNetError)
+        if rest is not None:
+            raise
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from error.__cause__

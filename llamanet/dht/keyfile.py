@@ -53,3 +53,20 @@ def _create(path: Path) -> Identity:
     except OSError as error:
         raise UserError(f"cannot write the key file {path}: {error.strerror}") from error
     return identity
+
+
+def load_swarm_key(path: Path) -> bytes:
+    """The 32-byte key of a private swarm. Raises `UserError` in one line if the file holds none."""
+    try:
+        content = path.read_text("ascii", errors="replace").strip()
+    except OSError as error:
+        raise UserError(f"cannot read the swarm key file {path}: {error.strerror}") from error
+    try:
+        key = bytes.fromhex(content)
+    except ValueError:
+        key = b""
+    if len(key) != SEED_BYTES:
+        raise UserError(
+            f"the swarm key file {path} must hold 64 hexadecimal digits; make one with: openssl rand -hex 32"
+        )
+    return key

@@ -1,0 +1,332 @@
+"""A node: engines, endpoint and announcer on one DHT, from start to drained end.
+
+`Host` is what serves models, on any `Dht`; `serve_node` is a whole node with its own identity and ports, and `run_node`
+one that SIGINT and SIGTERM drain.
+"""
+
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import attrs
+import platformdirs
+import trio
+
+from llamanet._version import __version__
+from llamanet.dht.config import DhtConfig
+from llamanet.dht.keyfile import load_or_create_identity, load_swarm_key
+from llamanet.dht.service import Dht, serve_dht
+from llamanet.errors import UserError, ungrouped
+from llamanet.node.announcer import Announcement, Announcer
+from llamanet.node.backend import Backend
+from llamanet.node.config import NodeConfig, setting_name
+from llamanet.node.endpoint import Endpoint
+from llamanet.node.engine import Engine, EngineConfig, serve_engine
+from llamanet.node.gguf import check_model_file, file_digest, model_name
+from llamanet.node.tls import server_tls
+from llamanet.node.worker import ThreadWorker, Worker
+from llamanet.wire.envelope import Network
+from llamanet.wire.facts import NodeFacts, ServiceFacts
+from llamanet.wire.identity import Identity, short_name
+from llamanet.wire.inference import MAX_MODEL_NAME
+from llamanet.wire.rpc import Address, ModelState
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 30.0
+"""How long running requests may go on after a node was told to leave."""
+BACKLOG = 128
+
+
+@attrs.frozen(kw_only=True)
+class Model:
+    """A model that a host can serve: its name, its file's SHA-256, and what loads it (in a thread)."""
+
+    name: str
+    digest: bytes
+    make_backend: Callable[[], Backend]
+
+
+@attrs.frozen(kw_only=True)
+class LlamaSettings:
+    """How llama.cpp is to run each model; see `NodeConfig`."""
+
+    n_ctx: int = 2048
+    n_batch: int = 512
+    n_parallel: int = 4
+    n_threads: int | None = None
+    n_gpu_layers: int = 0
+
+
+def default_data_dir() -> Path:
+    """Where keys, contacts and digests are kept unless the user says otherwise."""
+    return platformdirs.user_data_path("llamanet")
+
+
+async def open_model(path: Path, settings: LlamaSettings, data_dir: Path) -> Model:
+    """A GGUF file as a `Model`. Raises `ModelFileError` if it cannot be one."""
+    check_model_file(path)
+    name = model_name(path)
+    if not 1 <= len(name) <= MAX_MODEL_NAME or "," in name:
+        raise UserError(
+            f"{path}: a model's file name must have 1 to {MAX_MODEL_NAME} characters and no comma; rename it"
+        )
+    digest = await trio.to_thread.run_sync(file_digest, path, data_dir / "digests.json")
+
+    def make_backend() -> Backend:
+        # llama.cpp's library takes a while to load, and a process that only asks never needs it.
+        from llamanet.node.llama import LlamaBackend, LlamaConfig
+
+        return LlamaBackend(LlamaConfig(model_path=path, **attrs.asdict(settings)))
+
+    return Model(name=name, digest=digest, make_backend=make_backend)
+
+
+class Host:
+    """The models that this process serves, and the endpoint in front of them."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        label: str | None = None,
+        tls: bool = True,
+        make_worker: Callable[[], Worker] = ThreadWorker,
+    ) -> None:
+        self.label = label or short_name(identity.node_id)
+        self.endpoint = Endpoint(self.label, server_tls(identity) if tls else None)
+        self._tls = tls
+        self._make_worker = make_worker
+        self._announcer: Announcer | None = None
+        self._announcing = trio.CancelScope()
+
+    def live_state(self, model: str | None) -> tuple[bool, tuple[ModelState, ...]]:
+        """What the DHT answers to a PING: whether we drain, and the state of `model`, or of all (None)."""
+        engines = self.endpoint.engines
+        chosen = engines.values() if model is None else filter(None, [engines.get(model)])
+        return self.endpoint.draining, tuple(engine.state() for engine in chosen)
+
+    async def serve_model(self, model: Model, *, task_status: trio.TaskStatus[Engine]) -> None:
+        """Load a model and serve it until cancelled. Raises `ModelFileError` if it does not load."""
+        engines = self.endpoint.engines
+        if model.name in engines:
+            raise UserError(f"two models are named {model.name!r}; rename one of the files")
+        async with trio.open_nursery() as nursery:
+            config = EngineConfig(node_id=self.label)
+            started = trio.current_time()
+            log.info("Loading %s", model.name)
+
+            async def serve(*, task_status: trio.TaskStatus[Engine]) -> None:
+                await serve_engine(
+                    model.name,
+                    model.digest,
+                    model.make_backend,
+                    config,
+                    make_worker=self._make_worker,
+                    task_status=task_status,
+                )
+
+            engine: Engine = await nursery.start(serve)
+            engines[model.name] = engine
+            seconds = trio.current_time() - started
+            log.info("Loaded %s in %.1f s: %d slots of %d tokens", model.name, seconds, engine.slots, engine.n_ctx)
+            self._refresh()
+            try:
+                task_status.started(engine)
+                await trio.sleep_forever()
+            finally:
+                del engines[model.name]
+                self._refresh()
+
+    async def serve(
+        self,
+        dht: Dht,
+        listeners: Sequence[trio.SocketListener],
+        *,
+        announce: str | None = None,
+        heartbeat_interval: float = 10.0,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Answer on `listeners` and announce the models on `dht`, until cancelled or drained."""
+        host, port = listeners[0].socket.getsockname()[:2]
+
+        def describe(hosts: tuple[str, ...]) -> Announcement:
+            return self._describe(hosts, port, dht.port)
+
+        self._announcer = Announcer(
+            dht, describe, announce=announce, bound_host=host, heartbeat_interval=heartbeat_interval
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.endpoint.serve, listeners)
+                task_status.started()
+                with self._announcing:
+                    await self._announcer.serve()
+                with trio.move_on_after(DRAIN_S):
+                    await self.endpoint.wait_idle()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._announcer = None
+
+    def drain(self) -> None:
+        """Take no new requests, withdraw what was announced, and end `serve` when what runs has finished."""
+        self.endpoint.draining = True
+        self._announcing.cancel()
+
+    def _refresh(self) -> None:
+        if self._announcer is not None:
+            self._announcer.refresh()
+
+    def _describe(self, hosts: tuple[str, ...], port: int, dht_port: int) -> Announcement:
+        states = [engine.state() for engine in self.endpoint.engines.values()]
+        node = NodeFacts(
+            hosts=hosts,
+            port=port,
+            dht_port=dht_port,
+            tls=self._tls,
+            label=self.label,
+            models=tuple(state.name for state in states[:16]),
+            model_count=len(states),
+            version=__version__,
+            running=sum(state.running for state in states),
+            waiting=sum(state.waiting for state in states),
+            slots=sum(state.slots for state in states),
+            tokens_per_second=max((state.tokens_per_second for state in states), default=0.0),
+            draining=self.endpoint.draining,
+        )
+        services = tuple(
+            (
+                engine.name,
+                ServiceFacts(
+                    hosts=hosts,
+                    port=port,
+                    dht_port=dht_port,
+                    tls=self._tls,
+                    label=self.label,
+                    digest=engine.digest,
+                    n_ctx=engine.n_ctx,
+                    slots=engine.slots,
+                    version=__version__,
+                ),
+            )
+            for engine in self.endpoint.engines.values()
+        )
+        return Announcement(node=node, services=services)
+
+
+@attrs.frozen
+class Node:
+    """A running node."""
+
+    host: Host
+    dht: Dht
+    port: int
+    """Inference, TCP."""
+
+
+async def serve_node(config: NodeConfig, *, task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED) -> None:
+    """Run a node until cancelled, or until `node.host.drain()` has done its work.
+
+    The models are loaded before any port is opened. Raises `UserError` in one line for what the user can mend.
+    """
+    with ungrouped():
+        await _serve_node(config, task_status)
+
+
+async def _serve_node(config: NodeConfig, task_status: trio.TaskStatus[Node]) -> None:
+    data_dir = config.data_dir or default_data_dir()
+    swarm_key = load_swarm_key(config.swarm_key_file) if config.swarm_key_file else None
+    for path in config.model_path:
+        check_model_file(path)
+    # A fresh port each time means a fresh node each time: two nodes must never share a key.
+    fixed = config.dht_port != 0
+    identity = load_or_create_identity(data_dir / f"node-{config.dht_port}.key") if fixed else Identity.generate()
+    host = Host(identity, label=config.node_id, tls=not config.no_tls)
+    settings = LlamaSettings(
+        n_ctx=config.n_ctx,
+        n_batch=config.n_batch,
+        n_parallel=config.n_parallel,
+        n_threads=config.n_threads,
+        n_gpu_layers=config.n_gpu_layers,
+    )
+    bind_to = await _resolve(config.host)
+    dht_config = DhtConfig(
+        hosts=(bind_to,),
+        port=config.dht_port,
+        bootstrap=config.bootstrap_nodes,
+        network=Network(swarm_key=swarm_key),
+        contacts_path=data_dir / f"contacts-{config.dht_port}" if fixed else None,
+    )
+    async with trio.open_nursery() as nursery:
+        for path in config.model_path:
+            await nursery.start(host.serve_model, await open_model(path, settings, data_dir))
+        listener = await _listen(bind_to, config.port)
+        port = listener.socket.getsockname()[1]
+
+        async def dht_service(*, task_status: trio.TaskStatus[Dht]) -> None:
+            await serve_dht(identity, dht_config, live_state=host.live_state, task_status=task_status)
+
+        try:
+            dht: Dht = await nursery.start(dht_service)
+        except UserError as error:
+            listener.socket.close()
+            raise UserError(f"{error} ({setting_name('dht_port')})") from error
+        log.info(
+            "Node %s (%s) serves %s on %s:%d (TCP, %s), DHT on port %d (UDP)",
+            host.label,
+            identity.node_id.hex(),
+            ", ".join(host.endpoint.engines),
+            config.host,
+            port,
+            "plain" if config.no_tls else "TLS",
+            dht.port,
+        )
+        task_status.started(Node(host, dht, port))
+        await host.serve(dht, [listener], announce=config.announce, heartbeat_interval=config.heartbeat_interval)
+        nursery.cancel_scope.cancel()
+
+
+async def run_node(config: NodeConfig) -> None:
+    """Run a node until SIGINT or SIGTERM drains it; a second signal, or one before it is up, stops it at once."""
+    nodes: list[Node] = []
+
+    async def serve() -> None:
+        async with trio.open_nursery() as inner:
+            nodes.append(await inner.start(serve_node, config))
+        nursery.cancel_scope.cancel()
+
+    with ungrouped(), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            async for number in signals:
+                if not nodes or nodes[0].host.endpoint.draining:
+                    nursery.cancel_scope.cancel()
+                else:
+                    log.info("%s: draining (again to stop at once)", signal.Signals(number).name)
+                    nodes[0].host.drain()
+
+
+async def _resolve(host: str) -> str:
+    """The IP address to bind for `host`. Raises `UserError`."""
+    try:
+        found = await trio.socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise UserError(f"{setting_name('host')}: {host!r} is not known ({error.strerror})") from error
+    return str(found[0][4][0])
+
+
+async def _listen(host: str, port: int) -> trio.SocketListener:
+    """A listening TCP socket. Raises `UserError`."""
+    sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        await sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        why = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror
+        raise UserError(f"cannot listen on TCP {Address(host, port)}: {why} ({setting_name('port')})") from error
+    return trio.SocketListener(sock)
