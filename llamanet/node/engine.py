@@ -59,14 +59,18 @@ async def serve_engine(
     """
     worker = make_worker()
     core = await worker.start(partial(_load, make_backend, config, worker.clock))
-    async with trio.open_nursery() as nursery:
-        engine = Engine(name, digest, config, core, worker, nursery)
-        nursery.start_soon(worker.drive, core, engine._deliver)
-        try:
-            task_status.started(engine)
-            await trio.sleep_forever()
-        finally:
-            engine._close()
+    try:
+        async with trio.open_nursery() as nursery:
+            engine = Engine(name, digest, config, core, worker, nursery)
+            nursery.start_soon(worker.drive, core, engine._deliver)
+            try:
+                task_status.started(engine)
+                await trio.sleep_forever()
+            finally:
+                engine._close()
+    finally:
+        # Only now: requests in preparation have used the model until the nursery was done.
+        await worker.stop(core)
 
 
 def _load(make_backend: Callable[[], Backend], config: EngineConfig, clock: Callable[[], float]) -> EngineCore:

@@ -30,7 +30,10 @@ class Worker(Protocol):
         """Have the engine carry out `command` before its next step."""
 
     async def drive(self, core: EngineCore, deliver: Deliver) -> None:
-        """Step until cancelled; `deliver` is called in trio with each step's events. Closes the backend at the end."""
+        """Step until cancelled; `deliver` is called in trio with each step's events."""
+
+    async def stop(self, core: EngineCore) -> None:
+        """Close the backend, which nothing uses any more. The worker cannot be used afterwards."""
 
 
 class ThreadWorker:
@@ -50,7 +53,11 @@ class ThreadWorker:
 
     async def start(self, make_core: Callable[[], EngineCore]) -> EngineCore:
         """Run `make_core` in the engine's thread."""
-        return await self._run(make_core)
+        try:
+            return await self._run(make_core)
+        except BaseException:
+            self._thread.shutdown(wait=False)
+            raise
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run `function` in a thread of trio's."""
@@ -69,6 +76,12 @@ class ThreadWorker:
             finally:
                 self._inbox.put(None)
 
+    async def stop(self, core: EngineCore) -> None:
+        """Close the backend in the engine's thread, and end the thread."""
+        with trio.CancelScope(shield=True):
+            await self._run(core.backend.close)
+        self._thread.shutdown(wait=False)
+
     async def _join(self, core: EngineCore, deliver: Deliver) -> None:
         token = trio.lowlevel.current_trio_token()
         with trio.CancelScope(shield=True):
@@ -80,19 +93,15 @@ class ThreadWorker:
         return await trio.to_thread.run_sync(lambda: self._thread.submit(function).result(), limiter=limiter)
 
     def _step(self, core: EngineCore, post: Deliver) -> None:
-        try:
-            idle = False
-            while (commands := self._take(core, wait=idle)) is not None:
-                core.execute(commands)
-                step = core.plan()
-                if events := core.take_events():
-                    post(events)
-                idle = not step.parts
-                if not idle:
-                    core.compute(step)
-        finally:
-            core.backend.close()
-            self._thread.shutdown(wait=False)
+        idle = False
+        while (commands := self._take(core, wait=idle)) is not None:
+            core.execute(commands)
+            step = core.plan()
+            if events := core.take_events():
+                post(events)
+            idle = not step.parts
+            if not idle:
+                core.compute(step)
 
     def _take(self, core: EngineCore, *, wait: bool) -> list[Command] | None:
         """The commands that came in; None to stop. Waits for one, or for `core.wake_at`, if there is nothing to do."""

@@ -200,24 +200,25 @@ class TrioWorker:
     async def drive(self, core: EngineCore, deliver: Deliver) -> None:
         """Step until cancelled, sleeping the time that a `ScriptedBackend` says a step took."""
         backend = core.backend
-        try:
-            while True:
-                self._news = trio.Event()
-                commands = list(self._inbox)
-                self._inbox.clear()
-                core.execute(commands)
-                step = core.plan()
-                deliver(core.take_events())
-                if not step.parts:
-                    wake_at = core.wake_at()
-                    with trio.move_on_at(math.inf if wake_at is None else wake_at):
-                        await self._news.wait()
-                    continue
-                core.compute(step)
-                if isinstance(backend, ScriptedBackend):
-                    await trio.sleep(backend.take_spent())
-        finally:
-            backend.close()
+        while True:
+            self._news = trio.Event()
+            commands = list(self._inbox)
+            self._inbox.clear()
+            core.execute(commands)
+            step = core.plan()
+            deliver(core.take_events())
+            if not step.parts:
+                wake_at = core.wake_at()
+                with trio.move_on_at(math.inf if wake_at is None else wake_at):
+                    await self._news.wait()
+                continue
+            core.compute(step)
+            if isinstance(backend, ScriptedBackend):
+                await trio.sleep(backend.take_spent())
+
+    async def stop(self, core: EngineCore) -> None:
+        """Close the backend."""
+        core.backend.close()
 
 
 serve_scripted_engine = partial(serve_engine, make_worker=TrioWorker)
