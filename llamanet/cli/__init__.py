@@ -4,14 +4,16 @@ Rules:
 - A subcommand, and what it needs, is imported when it is called: `llamanet --help` must answer at once.
 - Data goes to standard output, everything else to standard error.
 - An error is one line, never a traceback. Exit status: 0 done, 2 what the user can mend, 1 the rest; after a signal
-  that stopped the command, 128 and its number (130 for Ctrl-C).
+  that stopped the command, 128 and its number (130 for Ctrl-C, 141 for a reader of the output that left).
 """
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
+import attrs
 import click
 
 from llamanet._version import __version__
@@ -53,12 +55,11 @@ def cli() -> None:
     """LlamaNet: people's machines as one inference service, with no server in the middle."""
 
 
+@attrs.define
 class Stopped(LlamaNetError):
-    """A signal asked the command to stop, and it has stopped in order."""
+    """A signal asked the command to stop (SIGPIPE: nobody reads its output any more), and it has stopped in order."""
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
+    signal_number: int
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,18 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _say(_one_line(error), error.exit_code)
     except Stopped as stopped:
         status = 128 + stopped.signal_number
+    except BrokenPipeError:
+        status = 128 + signal.SIGPIPE
     except (click.Abort, KeyboardInterrupt):
-        status = 130
+        status = 128 + signal.SIGINT
     except (UserError, RequestRefused) as error:
         status = _say(str(error), 2)
     except LlamaNetError as error:
         status = _say(str(error), 1)
-    except BrokenPipeError:
-        # The reader has left. Without this, Python would fail once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
     else:
         status = 0
+    if status == 128 + signal.SIGPIPE:
+        # Without this, Python would fail once more when it flushes what is left at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 
 

@@ -38,7 +38,7 @@ def number(name: str, kind: type, help: str, *, default: str | None = None) -> C
 @number("port", int, "Inference (TCP); 0: any free port.")
 @number("dht_port", int, "DHT (UDP); 0: any free port, and a fresh identity.")
 @setting("node_id", metavar="NAME", show_default="made from its key", help="What people call the node.")
-@bootstrap_nodes
+@bootstrap_nodes(required=False)
 @number("heartbeat_interval", float, "Seconds between two records with the node's load.")
 @number("n_ctx", int, "Context, in tokens, for each slot.")
 @number("n_batch", int, "Tokens computed in one step; a small value such as 8 makes prompts crawl.")
@@ -60,6 +60,6 @@ def command(**settings: Any) -> None:
     # Imported only now, so that --help and a mistaken setting are answered at once.
     import trio
 
-    from llamanet.node.service import serve_node
+    from llamanet.node.service import run_node
 
-    trio.run(serve_node, config)
+    trio.run(run_node, config)

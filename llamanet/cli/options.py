@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from llamanet.cli.logs import FORMATS, LEVELS
+from llamanet.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -16,17 +17,32 @@ def setting(name: str, **attributes: Any) -> Callable[[F], F]:
     return click.option(f"--{name.replace('_', '-')}", name, envvar=name.upper(), show_envvar=True, **attributes)
 
 
-def _split(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
-    return tuple(filter(None, map(str.strip, value.split(","))))
+def _peers(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+    peers = tuple(filter(None, map(str.strip, value.split(","))))
+    if peers:
+        # Imported only now: trio takes a tenth of a second.
+        from llamanet.dht.bootstrap import parse_host_port
+
+        for peer in peers:
+            try:
+                parse_host_port(peer)
+            except UserError as error:
+                raise click.BadParameter(str(error), context, option) from error
+    return peers
 
 
-bootstrap_nodes = setting(
-    "bootstrap_nodes",
-    callback=_split,
-    metavar="HOST:PORT,...",
-    default="",
-    help="DHT addresses (UDP) of nodes to join the swarm through.",
-)
+def bootstrap_nodes(*, required: bool) -> Callable[[F], F]:
+    """`--bootstrap-nodes`; a node can do without, for it may be the first one."""
+    return setting(
+        "bootstrap_nodes",
+        callback=_peers,
+        required=required,
+        default=None if required else "",
+        metavar="HOST:PORT,...",
+        help="DHT addresses (UDP) of nodes to join the swarm through.",
+    )
+
+
 swarm_key_file = setting(
     "swarm_key_file",
     type=click.Path(path_type=Path),

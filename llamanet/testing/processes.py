@@ -1,0 +1,116 @@
+"""Real nodes in real processes, for tests, benchmarks and the demo: started, listened to, stopped, killed.
+
+Rules:
+- A node says when it is ready in its log (JSON, on standard error); nobody waits by sleeping.
+- Each node has its own process group, so that Ctrl-C in a terminal reaches only the program that started it.
+- Whoever starts a node closes it: leaving the `with` block ends the process, whatever state it is in.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+LogEntry = dict[str, Any]
+"""A line of the log: `time`, `level`, `logger`, `message` and what else the line carries."""
+READY = "serving"
+CLOSE_S = 5.0
+"""How long a node may drain before it is killed."""
+
+
+class NodeDied(RuntimeError):
+    """A node ended while something was awaited of it."""
+
+
+class NodeProcess:
+    """`python -m llamanet.node` with `arguments`, and `variables` beside this process's own environment."""
+
+    def __init__(self, *arguments: str, variables: Mapping[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", "llamanet.node", "--log-format", "json", *arguments]
+        self.log: list[LogEntry] = []
+        self._news = threading.Condition()
+        self._ended = False
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, **(variables or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> "NodeProcess":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read_log(self) -> None:
+        for line in self.process.stderr or ():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = {"message": line.rstrip("\n")}
+            with self._news:
+                self.log.append(entry)
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    def wait_for(self, wanted: Callable[[LogEntry], bool], timeout: float) -> LogEntry:
+        """The first log entry, past ones included, that is `wanted`.
+
+        Raises `NodeDied` with the end of the log if the node ends before, or `TimeoutError` after `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        seen = 0
+        with self._news:
+            while True:
+                for entry in self.log[seen:]:
+                    if wanted(entry):
+                        return entry
+                seen = len(self.log)
+                if self._ended:
+                    raise NodeDied(f"the node ended with status {self.process.wait()}:\n{self.log_tail()}")
+                if not self._news.wait(deadline - time.monotonic()):
+                    raise TimeoutError(f"not within {timeout} s; the node's log ends with:\n{self.log_tail()}")
+
+    def log_tail(self) -> str:
+        """The last messages of the log."""
+        return "\n".join(str(entry["message"]) for entry in self.log[-20:])
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send the node a signal."""
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float) -> int:
+        """The exit status, once the node has ended. Raises `subprocess.TimeoutExpired`."""
+        status = self.process.wait(timeout)
+        self._reader.join(timeout)
+        return status
+
+    def close(self) -> None:
+        """End the process if it runs: ask it to drain, wake it if it is stopped, and kill it if that takes too long."""
+        if self.process.poll() is None:
+            self.send_signal(signal.SIGTERM)
+            self.send_signal(signal.SIGCONT)
+            try:
+                self.process.wait(CLOSE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        if self.process.stderr:
+            self.process.stderr.close()
