@@ -115,11 +115,14 @@ async def return_to(overlay: Overlay, contacts: tuple[Contact, ...], rng: Random
 
 def save_contacts(path: Path, contacts: tuple[Contact, ...]) -> None:
     """Write contacts for the next run, all or nothing. A failure is only logged: the next run then bootstraps anew."""
-    entries = [[contact.public_key.hex(), contact.address.host, contact.address.port] for contact in contacts]
+    entries = [
+        [contact.public_key.hex(), contact.address.host, contact.address.port]
+        for contact in contacts[:MAX_SAVED_CONTACTS]
+    ]
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(entries[:MAX_SAVED_CONTACTS]))
+        draft.write_text(json.dumps(entries))
         draft.replace(path)
     except OSError as error:
         logger.warning("cannot save contacts to %s: %s", path, error.strerror)

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from llamanet.errors import UserError
@@ -36,10 +37,9 @@ def load_or_create_identity(path: Path) -> Identity:
 
 def _create(path: Path) -> Identity:
     identity = Identity.generate()
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
         try:
             with open(descriptor, "wb") as file:
                 file.write(identity.seed.hex().encode() + b"\n")
@@ -47,7 +47,7 @@ def _create(path: Path) -> Identity:
                 os.fsync(file.fileno())
             os.link(draft, path)  # unlike a rename, this never replaces a key that another process made meanwhile
         finally:
-            draft.unlink()
+            os.unlink(draft)
     except FileExistsError:
         return load_or_create_identity(path)
     except OSError as error:

@@ -24,7 +24,7 @@ from llamanet.dht.search import Search
 from llamanet.dht.storage import RecordStore
 from llamanet.dht.transport import Transport
 from llamanet.errors import BadMessage
-from llamanet.wire.envelope import HEADER_BYTES, MAC_BYTES, MAX_PAYLOAD_BYTES, Envelope
+from llamanet.wire.envelope import HEADER_BYTES, MAC_BYTES, MAX_DATAGRAM_BYTES, Envelope
 from llamanet.wire.identity import Identity, PublicKey
 from llamanet.wire.rpc import (
     Address,
@@ -63,6 +63,7 @@ class Overlay:
     ) -> None:
         self.identity = identity
         self.config = config
+        self.rng = rng
         self.transport = transport
         self.table = RoutingTable(identity.node_id, k=config.k)
         self._envelope = Envelope(identity, config.network)
@@ -220,20 +221,22 @@ class Overlay:
             if isinstance(message, Ping | FindNode | FindValue | Store):
                 if opened.introduction and not isinstance(message, Ping):
                     raise BadMessage("only a PING introduces")
-                self._answer(message, Contact(opened.sender, source), len(datagram))
+                asker = Contact(opened.sender, source)
+                # Whoever introduces itself only claims its key, so it does not speak for an address that we know.
+                proved = not opened.introduction and self.table.is_proved(asker)
+                self._answer(message, asker, MAX_DATAGRAM_BYTES if proved else AMPLIFICATION * len(datagram))
             elif opened.introduction or not self.requests.answered(message, opened.sender, source):
                 self.drops.count("unasked")
         except BadMessage:
             self.drops.count("message")
 
-    def _answer(self, request: Request, asker: Contact, size: int) -> None:
+    def _answer(self, request: Request, asker: Contact, allowance: int) -> None:
+        """Answer with at most `allowance` bytes, the PING that checks the asker included."""
         if self._client_mode:
             self.drops.count("client")
             return
         check = not request.client and self.table.wants(asker)
-        room = MAX_PAYLOAD_BYTES
-        if not self.table.is_proved(asker):
-            room = min(room, AMPLIFICATION * size - CHECK_BYTES * check - HEADER_BYTES - MAC_BYTES)
+        room = min(MAX_DATAGRAM_BYTES, allowance - CHECK_BYTES * check) - HEADER_BYTES - MAC_BYTES
         now, wall_now = trio.current_time(), self.config.wall_clock()
         reply = self._handlers.answer(request, asker, now=now, wall_now=wall_now, room=room)
         if not self.transport.send(self._envelope.seal(asker.public_key, encode_rpc(reply)), asker.address):

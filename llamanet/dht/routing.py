@@ -105,10 +105,12 @@ class RoutingTable:
             return _KNOWN
         entry = self._by_id.get(contact.node_id)
         if entry is not None:
-            entry.seen, entry.failures = now, 0
             if entry.contact.address == contact.address:
+                entry.seen, entry.failures = now, 0
                 return _KNOWN
-            self._remove(entry)  # it moved; its new place must pass the same rules
+            if not self._has_moved(entry, contact):
+                return _KNOWN
+            self._remove(entry)  # its new place must pass the same rules
         evicted = self._by_address.get(contact.address)
         if evicted is not None:
             self._remove(self._by_id[evicted])
@@ -135,7 +137,7 @@ class RoutingTable:
         """Whether it is worth a PING to find out if `contact`, who asked us something, can also be asked."""
         entry = self._by_id.get(contact.node_id)
         if entry is not None:
-            return entry.failures > 0 or entry.contact.address != contact.address
+            return entry.failures > 0 or self._has_moved(entry, contact)
         bucket = self._bucket_of(number_of(contact.node_id))
         if contact.node_id == self._own_id or any(other.contact == contact for other in bucket.waiting):
             return False
@@ -207,6 +209,12 @@ class RoutingTable:
         return None
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _has_moved(entry: Entry, contact: Contact) -> bool:
+        """Whether an answer from another address means that the old one is gone; a node may have one of each family."""
+        old, new = entry.contact.address, contact.address
+        return old != new and (entry.failures > 0 or (":" in old.host) == (":" in new.host))
 
     def _bucket_of(self, number: int) -> Bucket:
         return self._buckets[min(common_prefix_bits(self._own, number), len(self._buckets) - 1)]

@@ -110,6 +110,8 @@ async def read(
     for record in own:
         if newest.take(record):
             yield record
+            if len(newest.live) >= limit:
+                return
 
     def request(cursor: int | None = None) -> FindValue:
         return FindValue(transaction=new_transaction(), client=client, key=key, cursor=cursor)
@@ -118,7 +120,7 @@ async def read(
     taken: dict[Contact, int] = {}
     pages: dict[Contact, int] = {}
     paging: set[Contact] = set()
-    while len(newest.live) < limit and not (lookup.finished and not paging):
+    while not lookup.finished or paging:
         for outcome in await search.step():
             holder, values = outcome.contact, outcome.reply
             if holder is None:
@@ -134,6 +136,8 @@ async def read(
                     continue
                 if newest.take(record):
                     yield record
+                    if len(newest.live) >= limit:
+                        return
             taken[holder] = taken.get(holder, 0) + len(values.records)
             pages[holder] = pages.get(holder, 0) + 1
             told_all = not values.records or values.next_cursor is None or taken[holder] >= values.total

@@ -19,13 +19,16 @@ from llamanet.dht.health import Health
 from llamanet.dht.overlay import Overlay
 from llamanet.dht.requests import Outcomes, new_transaction
 from llamanet.dht.search import RecordVerifier, read
-from llamanet.dht.storage import RecordStore
+from llamanet.dht.storage import Kept, RecordStore
 from llamanet.dht.transport import Transport, UdpTransport
 from llamanet.dht.upkeep import explore, keep_fresh, save_good_contacts
 from llamanet.errors import BadMessage, RpcTimeout
 from llamanet.wire.identity import Identity, PublicKey
 from llamanet.wire.record import Record, encode_record, sign_record
 from llamanet.wire.rpc import Address, Contact, Pong, Refused, Store, Stored
+
+OWN_SOURCE = b""
+"""The source prefix of what we store with ourselves."""
 
 __all__ = ["Dht", "DhtConfig", "Health", "LiveState", "Pinged", "Published", "serve_dht"]
 
@@ -172,10 +175,12 @@ class Dht:
     def _read(self, key: bytes, limit: int) -> AsyncGenerator[Record, None]:
         self._overlay.counts["lookups"] += 1
         self._overlay.table.looked_up(key, trio.current_time())
+        own = self._store.records_of(key, self.config.wall_clock())
+        self._overlay.rng.shuffle(own)  # so that a limited read is a fair sample of a key with many publishers
         return read(
             key,
             limit=limit,
-            own=self._store.records_of(key, self.config.wall_clock()),
+            own=own,
             lookup=self._overlay.lookup(key, self.config.replicas),
             requests=self._overlay.requests,
             verifier=self._verifier,
@@ -198,16 +203,15 @@ class Dht:
         nearer = sum(1 for contact in tokens if distance(contact.node_id, key) < own_distance)
         keeps = not self.client_mode and nearer < self.config.replicas
         targets = dict(list(tokens.items())[: self.config.replicas - keeps])
-        if keeps:
-            self._store.put(published, encode_record(published), b"", self.config.wall_clock())
         stored, newest = await self._store_at(published, targets)
         if newest >= published.sequence:  # we published before, by a clock that was ahead
             self._sequence = newest
             published = self._sign(key, value, lifetime)
-            if keeps:
-                self._store.put(published, encode_record(published), b"", self.config.wall_clock())
             stored, _ = await self._store_at(published, targets)
-        return Published(published, stored + keeps, len(targets) + keeps)
+        if keeps:
+            outcome = self._store.put(published, encode_record(published), OWN_SOURCE, self.config.wall_clock())
+            stored += isinstance(outcome, Kept)
+        return Published(published, stored, len(targets) + keeps)
 
     async def withdraw(self, key: bytes) -> None:
         """Publish that we have nothing under `key` any more."""

@@ -167,7 +167,7 @@ class RecordStore:
                 self._drop(key, publisher)
 
     def _schedule(self, slot: Slot) -> None:
-        """Note when the slot's record goes; replaced records leave old entries behind, which are cleared now and then."""
+        """Note when the slot's record goes; what replaced records leave behind is cleared now and then."""
         if len(self._expiries) > 2 * self.records + 64:
             self._expiries.clear()
             self._expiries_of.clear()

@@ -51,7 +51,9 @@ class Swarm:
         self.addresses: dict[Dht, Address] = {}
         self.scopes: dict[Dht, trio.CancelScope] = {}
 
-    async def start(self, number: int, *, bootstrap: Sequence[Any] = (), address: Address | None = None, **options: Any):
+    async def start(
+        self, number: int, *, bootstrap: Sequence[Any] = (), address: Address | None = None, **options: Any
+    ):
         host, port = (address.host, address.port) if address else (f"10.1.{number >> 8}.{number & 255}", 8001)
         transport = self.network.transport(host, port)
         peers = tuple(str(self.addresses[peer]) if isinstance(peer, Dht) else str(peer) for peer in bootstrap)
@@ -73,9 +75,7 @@ class Swarm:
     async def start_many(self, count: int, **options: Any) -> list[Dht]:
         """The first node is the bootstrap peer of the rest."""
         first = await self.start(0, **options)
-        nodes = [first]
-        for number in range(1, count):
-            nodes.append(await self.start(number, bootstrap=[first], **options))
+        nodes = [first, *[await self.start(number, bootstrap=[first], **options) for number in range(1, count)]]
         for node in nodes[1:]:
             await node.wait_joined()
         await trio.sleep(5)

@@ -31,6 +31,7 @@ from llamanet.wire.rpc import (
 ME = identity(1)
 NETWORK = Network()
 TRANSACTION = b"01234567"
+ASKER = contact(7)
 
 
 def state(name):
@@ -66,7 +67,7 @@ def handlers():
     )
 
 
-def ask(handlers, request, asker=contact(7), *, now=0.0, wall_now=EPOCH, room=MAX_PAYLOAD_BYTES):
+def ask(handlers, request, asker=ASKER, *, now=0.0, wall_now=EPOCH, room=MAX_PAYLOAD_BYTES):
     return handlers.answer(request, asker, now=now, wall_now=wall_now, room=room)
 
 
@@ -90,7 +91,7 @@ def signed(publisher=2, name="k", sequence=1, *, issued=EPOCH, lifetime=300, val
     )
 
 
-def store(handlers, record, asker=contact(7), *, token=None, **when):
+def store(handlers, record, asker=ASKER, *, token=None, **when):
     if token is None:
         token = ask(handlers, find_node(record.key), asker, **when).token
     return ask(

@@ -150,6 +150,19 @@ def test_a_contact_that_moved_is_found_at_its_new_address():
     assert not table.is_proved(contact(1))
 
 
+def test_a_contact_of_both_families_keeps_the_address_that_works():
+    table = RoutingTable(OWN, k=K)
+    table.answered(contact(1), 5.0)
+    same = Contact(contact(1).public_key, Address("fd00::1", 9))
+    assert not table.wants(same)
+    table.answered(same, 6.0)
+    assert [entry.contact for entry in table] == [contact(1)]
+    table.failed(contact(1), 7.0)
+    assert table.wants(same)
+    table.answered(same, 8.0)
+    assert [entry.contact for entry in table] == [same]
+
+
 def test_a_new_key_at_an_address_takes_the_place_of_the_old_one():
     table = RoutingTable(OWN, k=K)
     table.answered(contact(1), 0.0)

@@ -2,7 +2,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from swarms import seeded, unsigned_record
 
-from llamanet.dht.storage import Kept, Page, Rejected, RecordStore, is_storable, kept_until
+from llamanet.dht.storage import Kept, Page, RecordStore, Rejected, is_storable, kept_until
 from llamanet.wire.record import MAX_LIFETIME_S, MAX_SKEW_S, encode_record
 
 A, B, C = b"aaa", b"bbb", b"ccc"

@@ -1,0 +1,582 @@
+"""Whole nodes over the in-memory network, under a virtual clock."""
+
+import logging
+
+import attrs
+import pytest
+import trio
+from swarms import EPOCH, Swarm, closest_nodes, identity, key
+
+from llamanet.dht.service import DhtConfig, serve_dht
+from llamanet.errors import RpcTimeout, UserError
+from llamanet.testing.network import MemoryNetwork
+from llamanet.wire.envelope import MAX_DATAGRAM_BYTES, Envelope, Network
+from llamanet.wire.rpc import Address, Contact, FindNode, ModelState, Nodes, Ping, Pong, encode_rpc
+
+
+def contact_of(swarm, dht):
+    return Contact(dht.identity.public_key, swarm.addresses[dht])
+
+
+def ids(contacts):
+    return {peer.node_id for peer in contacts}
+
+
+def everybody_but(dht, nodes):
+    return {node.identity.node_id for node in nodes if node is not dht}
+
+
+# --- joining ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 0, 1), (1, 0, 2)])
+async def test_three_nodes_started_in_any_order_see_each_other_within_five_seconds(autojump_clock, nursery, order):
+    swarm = Swarm(nursery)
+    bootstrap = Address("10.1.0.0", 8001)
+    nodes = []
+    for number in order:
+        nodes.append(await swarm.start(number, bootstrap=[bootstrap] if number else []))
+        await trio.sleep(1.7)
+    await trio.sleep(5 - 1.7)
+    for node in nodes:
+        assert ids(node.contacts()) == everybody_but(node, nodes)
+
+
+async def test_a_bootstrap_peer_that_comes_hours_later_is_found(autojump_clock, nursery, caplog):
+    caplog.set_level(logging.INFO)
+    swarm = Swarm(nursery)
+    late = Address("10.1.0.99", 8001)
+    node = await swarm.start(1, bootstrap=[late])
+    assert not node.joined
+    await trio.sleep(3 * 3600)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings[0] == f"bootstrap peer down, retrying: {late}: no answer from {late}"
+    assert len(warnings) < 16
+    await swarm.start(99)
+    with trio.fail_after(3):
+        await node.wait_joined()
+
+
+async def test_joining_takes_one_round_trip(autojump_clock, nursery):
+    swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.01, 0.01)))
+    first = await swarm.start(0)
+    before = trio.current_time()
+    client = await swarm.start(1, bootstrap=[first], client_mode=True)
+    await client.wait_joined()
+    assert trio.current_time() - before == pytest.approx(0.02)
+
+
+async def test_a_node_with_no_bootstrap_peer_is_its_own_swarm(autojump_clock, nursery):
+    alone = await Swarm(nursery).start(0)
+    assert alone.joined
+    await alone.wait_joined()
+    assert await alone.find_nodes(key("x")) == []
+    assert (await alone.publish(key("x"), b"v", lifetime=60)).stored == 1
+    assert [record.value for record in await alone.get(key("x"))] == [b"v"]
+
+
+async def test_a_node_that_is_its_own_bootstrap_peer_is_its_own_swarm(autojump_clock, nursery, caplog):
+    swarm = Swarm(nursery)
+    node = await swarm.start(0, bootstrap=[Address("10.1.0.0", 8001)])
+    with trio.fail_after(2):
+        await node.wait_joined()
+    await trio.sleep(60)
+    assert caplog.records == []
+    other = await swarm.start(1, bootstrap=[node])
+    await other.wait_joined()
+
+
+async def test_a_bad_name_among_the_bootstrap_peers_hurts_nothing(autojump_clock, nursery, monkeypatch, caplog):
+    class Resolver(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):
+            if host == b"good.example":
+                return [(2, 2, 17, "", ("10.1.0.0", port)), (10, 2, 17, "", ("fd00::1", port, 0, 0))]
+            raise OSError(-2, "Name or service not known")
+
+        async def getnameinfo(self, sockaddr, flags):
+            raise AssertionError
+
+    trio.socket.set_custom_hostname_resolver(Resolver())
+    swarm = Swarm(nursery)
+    await swarm.start(0)
+    peers = ["bad.example:1", "10.9.9.9:1", "x" * 70 + ".example:1", "good.example:8001"]
+    node = await swarm.start(1, bootstrap=peers)
+    with trio.fail_after(2):
+        await node.wait_joined()
+    lost = await swarm.start(2, bootstrap=["bad.example:1"])
+    await trio.sleep(60)
+    assert not lost.joined
+    assert "bad.example:1: cannot resolve bad.example: Name or service not known" in caplog.text
+
+
+@pytest.mark.parametrize("peer", ["nonsense", "host:0", "host:65536", ":8001", "::1:8001", "host:x", "host:-1"])
+async def test_a_bootstrap_peer_that_is_no_address_is_said_at_once(peer):
+    with pytest.raises(UserError, match="host:port"):
+        await serve_dht(identity(1), DhtConfig(bootstrap=(peer,)), transport=MemoryNetwork().transport("10.0.0.1", 1))
+
+
+async def test_new_nodes_join_through_any_survivor(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(5)
+    await nodes[1].publish(key("x"), b"v", lifetime=600)
+    swarm.kill(nodes[0])
+    survivors = nodes[1:]
+    await trio.sleep(60)
+    for node in survivors:
+        assert ids(node.contacts()) == everybody_but(node, survivors)
+    newcomer = await swarm.start(77, bootstrap=[survivors[2]])
+    await newcomer.wait_joined()
+    assert [record.value for record in await newcomer.get(key("x"))] == [b"v"]
+    await trio.sleep(5)
+    assert ids(newcomer.contacts()) == everybody_but(newcomer, survivors)
+
+
+async def test_a_node_whose_contacts_all_died_joins_again_when_they_return(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    first, second = await swarm.start_many(2)
+    swarm.kill(first)
+    await trio.sleep(90)
+    assert not second.joined
+    woken = trio.Event()
+
+    async def watch():
+        await second.wait_peers_changed()
+        woken.set()
+
+    nursery.start_soon(watch)
+    await trio.testing.wait_all_tasks_blocked()
+    await swarm.start(50, address=swarm.addresses[first])  # the same address, another identity
+    with trio.fail_after(4):
+        await second.wait_joined()
+        await woken.wait()
+
+
+async def test_islands_that_name_each_other_merge(autojump_clock, nursery):
+    network = MemoryNetwork(seed=2, delay=(0.005, 0.02))
+    swarm = Swarm(nursery, network)
+    a, b = Address("10.1.0.0", 8001), Address("10.1.0.1", 8001)
+    network.partition([a, Address("10.1.0.2", 8001)], [b, Address("10.1.0.3", 8001)])
+    nodes = [await swarm.start(number, bootstrap=[a, b]) for number in range(4)]
+    await trio.sleep(120)
+    assert ids(nodes[0].contacts()) == {nodes[2].identity.node_id}
+    network.heal()
+    await trio.sleep(120)
+    for node in nodes:
+        assert ids(node.contacts()) == everybody_but(node, nodes)
+
+
+async def test_a_restart_rejoins_without_its_bootstrap_peers(autojump_clock, nursery, tmp_path):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(4)
+    path = tmp_path / "deep" / "contacts.json"
+    node = await swarm.start(9, bootstrap=[nodes[0]], contacts_path=path)
+    await node.wait_joined()
+    await trio.sleep(5)
+    swarm.kill(node)
+    swarm.kill(nodes[0])
+    await trio.sleep(1)
+    again = await swarm.start(9, contacts_path=path, bootstrap=[nodes[0]])
+    with trio.fail_after(2):
+        await again.wait_joined()
+        await trio.sleep(1)
+    assert ids(again.contacts()) == everybody_but(again, nodes[1:])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '[["00","10.0.0.1",1]]', '[["zz","1",1]]', '{"a":1}', "[[1,2,3]]"])
+async def test_spoilt_saved_contacts_are_no_obstacle(autojump_clock, nursery, tmp_path, content):
+    path = tmp_path / "contacts.json"
+    path.write_text(content)
+    node = await Swarm(nursery).start(0, contacts_path=path)
+    assert node.joined
+
+
+# --- clients ----------------------------------------------------------------------------------------------------------
+
+
+async def test_clients_ask_and_are_never_in_a_table_until_they_serve(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(3)
+    client = await swarm.start(9, bootstrap=[nodes[0]], client_mode=True)
+    await client.wait_joined()
+    await trio.sleep(30)
+    published = await client.publish(key("x"), b"from a client", lifetime=60)
+    assert (published.stored, published.asked) == (3, 3)
+    assert [record.value for record in await client.get(key("x"))] == [b"from a client"]
+    assert ids(client.contacts()) == everybody_but(client, nodes)
+    for node in nodes:
+        assert client.identity.node_id not in ids(node.contacts())
+    with pytest.raises(RpcTimeout):
+        await nodes[0].introduce(swarm.addresses[client])
+    client.client_mode = False
+    await trio.sleep(2)
+    for node in nodes:
+        assert client.identity.node_id in ids(node.contacts())
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+async def test_records_live_at_the_nearest_nodes_and_anybody_finds_them(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(40)
+    published = await nodes[3].publish(key("x"), b"v", lifetime=600)
+    assert (published.stored, published.asked) == (8, 8)
+    holders = [node for node in nodes if node.health().stored_records]
+    assert set(holders) == set(closest_nodes(nodes, key("x"), 8))
+    for node in (nodes[0], nodes[20], nodes[39]):
+        assert await node.get(key("x")) == [published.record]
+    found = await nodes[5].find_nodes(key("y"))
+    others = [node for node in nodes if node is not nodes[5]]
+    assert [peer.node_id for peer in found] == [node.identity.node_id for node in closest_nodes(others, key("y"), 16)]
+
+
+async def test_many_publishers_of_one_key_are_all_found(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(30)
+    for number, node in enumerate(nodes):
+        await node.publish(key("hot"), b"%d" % number + b"." * 200, lifetime=600)
+    records = await nodes[7].get(key("hot"))
+    assert {record.publisher for record in records} == {node.identity.node_id for node in nodes}
+    assert len(await nodes[7].get(key("hot"), limit=5)) == 5
+    async with nodes[9].find(key("hot"), limit=10) as records:
+        streamed = [record async for record in records]
+    assert len({record.publisher for record in streamed}) == len(streamed) == 10
+
+
+async def test_a_stream_of_records_can_be_left_early(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(10)
+    for node in nodes:
+        await node.publish(key("hot"), b"." * 200, lifetime=600)
+    async with nodes[1].find(key("hot")) as records:
+        async for _ in records:
+            break
+    with trio.move_on_after(0.001):
+        await nodes[1].get(key("hot"))
+    assert len(await nodes[1].get(key("hot"))) == 10
+
+
+async def test_records_expire_by_the_wall_clock_and_leave_the_stores(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(5)
+    await nodes[0].publish(key("x"), b"v", lifetime=60)
+    await trio.sleep(58)
+    assert len(await nodes[1].get(key("x"))) == 1
+    await trio.sleep(3)
+    assert await nodes[1].get(key("x")) == []
+    await trio.sleep(10)
+    assert [node.health().stored_records for node in nodes] == [0] * 5
+
+
+async def test_a_newer_record_replaces_and_a_withdrawal_removes(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(5)
+    for value in (b"1", b"2", b"3"):
+        await nodes[0].publish(key("x"), value, lifetime=600)
+    assert [record.value for record in await nodes[4].get(key("x"))] == [b"3"]
+    await nodes[0].withdraw(key("x"))
+    assert await nodes[4].get(key("x")) == []
+    async with nodes[3].find(key("x")) as records:
+        assert [record async for record in records] == []
+    await nodes[0].publish(key("x"), b"4", lifetime=600)
+    assert [record.value for record in await nodes[4].get(key("x"))] == [b"4"]
+
+
+async def test_a_withdrawal_that_some_storers_missed_still_counts(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(6)
+    await nodes[0].publish(key("x"), b"v", lifetime=600)
+    missing = [swarm.addresses[node] for node in nodes[1:4]]
+    for address in missing:
+        swarm.network.pause(address)
+    await nodes[0].withdraw(key("x"))
+    for address in missing:
+        swarm.network.resume(address)
+    assert await nodes[1].get(key("x")) == []
+    assert await nodes[5].get(key("x")) == []
+
+
+async def test_a_publisher_whose_clock_was_ahead_catches_up_with_itself(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(4)
+    ahead = await swarm.start(9, bootstrap=[nodes[0]])
+    await ahead.wait_joined()
+    ahead.config = attrs.evolve(ahead.config, wall_clock=lambda: EPOCH + trio.current_time() + 50)
+    await ahead.publish(key("x"), b"old", lifetime=600)
+    swarm.kill(ahead)
+    again = await swarm.start(9, bootstrap=[nodes[0]], address=Address("10.1.0.9", 9001))
+    await again.wait_joined()
+    published = await again.publish(key("x"), b"new", lifetime=600)
+    assert published.stored == 5
+    assert [record.value for record in await nodes[1].get(key("x"))] == [b"new"]
+
+
+async def test_too_large_a_value_is_a_plain_error(autojump_clock, nursery):
+    alone = await Swarm(nursery).start(0)
+    with pytest.raises(ValueError, match="400"):
+        await alone.publish(key("x"), bytes(400), lifetime=60)
+
+
+# --- bad networks -----------------------------------------------------------------------------------------------------
+
+
+async def test_loss_delay_and_duplicates_are_survived(autojump_clock, nursery):
+    swarm = Swarm(nursery, MemoryNetwork(seed=11, loss=0.1, delay=(0.01, 0.1), duplicate=0.1))
+    nodes = await swarm.start_many(20)
+    await trio.sleep(30)
+    found = 0
+    for number, node in enumerate(nodes):
+        await node.publish(key(f"{number}"), b"v", lifetime=600)
+        found += len(await nodes[number - 1].get(key(f"{number}")))
+    assert found == 20
+
+
+async def test_dead_peers_do_not_hold_up_reads_and_writes(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(40)
+    await nodes[0].publish(key("x"), b"v", lifetime=600)
+    for node in closest_nodes(nodes, key("x"), 12)[::3]:
+        if node is not nodes[0]:
+            swarm.network.pause(swarm.addresses[node])
+    before = trio.current_time()
+    async with nodes[0].find(key("x")) as records:
+        async for _ in records:
+            break
+    assert trio.current_time() - before < 0.3
+    assert len(await nodes[1].get(key("x"))) == 1
+    published = await nodes[2].publish(key("x"), b"w", lifetime=600)
+    assert published.stored == 8, "the next nearest take the place of the dead"
+    assert trio.current_time() - before < 4
+
+
+async def test_a_partition_heals(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(10)
+    left = [swarm.addresses[node] for node in nodes[:5]]
+    right = [swarm.addresses[node] for node in nodes[5:]]
+    swarm.network.partition(left, right)
+    await trio.sleep(120)
+    assert ids(nodes[7].contacts()) == everybody_but(nodes[7], nodes[5:])
+    swarm.network.heal()
+    await trio.sleep(60)
+    await nodes[7].publish(key("x"), b"v", lifetime=600)
+    assert len(await nodes[1].get(key("x"))) == 1
+    await trio.sleep(600)
+    assert all(ids(node.contacts()) == everybody_but(node, nodes) for node in nodes)
+
+
+async def test_ping_gives_up_on_a_silent_peer(autojump_clock, nursery):
+    swarm = Swarm(nursery, MemoryNetwork(seed=7, loss=1.0))
+    alice = await swarm.start(0)
+    before = trio.current_time()
+    with pytest.raises(RpcTimeout):
+        await alice.ping(Contact(identity(5).public_key, Address("10.1.0.5", 8001)), timeout=1.5)
+    with pytest.raises(RpcTimeout):
+        await alice.introduce(Address("10.1.0.5", 8001), timeout=0.5)
+    assert trio.current_time() - before == 2.0
+
+
+async def test_ping_tells_round_trip_and_live_state(autojump_clock, nursery):
+    state = ModelState(
+        name="m",
+        running=3,
+        waiting=0,
+        slots=4,
+        tokens_per_second=9.0,
+        prefill_tokens_per_second=90.0,
+        ttft_s=0.25,
+        n_ctx=64,
+    )
+    swarm = Swarm(nursery, MemoryNetwork(seed=7, delay=(0.01, 0.01)))
+    asked = []
+
+    def live_state(model):
+        asked.append(model)
+        return True, (state,)
+
+    bob = await swarm.start(1, live_state=live_state)
+    alice = await swarm.start(0)
+    bob_contact = await alice.introduce(swarm.addresses[bob])
+    assert bob_contact == contact_of(swarm, bob)
+    asked.clear()
+    pinged = await alice.ping(bob_contact, model="m")
+    assert (pinged.rtt, pinged.pong.models, pinged.pong.draining) == (pytest.approx(0.02), (state,), True)
+    assert asked == ["m"]
+    assert alice.observed_hosts() == ("10.1.0.0",)
+
+
+# --- attacks ----------------------------------------------------------------------------------------------------------
+
+
+class Attacker:
+    """Speaks the protocol by hand, from any address."""
+
+    def __init__(self, swarm, host="10.6.6.6", *, network=None):
+        address = Address(host, 666)
+        self.transport = swarm.network.transport(address.host, address.port)
+        self.network = swarm.network
+        self.address = address
+        self.identity = identity(666)
+        self.envelope = Envelope(self.identity, network or Network())
+        self.received = []
+        swarm.nursery.start_soon(self.transport.receive, lambda datagram, source: self.received.append(datagram))
+
+    def send(self, swarm, victim, datagram, source=None):
+        self.network.send(datagram, source or self.address, swarm.addresses[victim])
+
+    def seal(self, victim, message, pad_to=0):
+        return self.envelope.seal(victim.identity.public_key, encode_rpc(message, pad_to=pad_to))
+
+
+async def test_garbage_is_counted_and_never_answered(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    victim = await swarm.start(0)
+    attacker = Attacker(swarm)
+    outsider = Attacker(swarm, "10.6.6.7", network=Network("other"))
+    ping = Ping(transaction=bytes(8), client=True)
+    good = attacker.seal(victim, ping)
+    for datagram in (
+        b"",
+        b"x" * 1200,
+        b"x" * 1201,
+        good[:-1],
+        good[:60],
+        good[:-1] + bytes([good[-1] ^ 1]),
+        outsider.seal(victim, ping),
+        attacker.envelope.seal(victim.identity.public_key, b"\xc1"),
+        attacker.envelope.seal(victim.identity.public_key, b""),
+        attacker.envelope.seal_introduction(
+            encode_rpc(FindNode(transaction=bytes(8), client=True, target=bytes(32)), pad_to=300)
+        ),
+        attacker.seal(victim, Pong(transaction=bytes(8), observed=attacker.address)),
+    ):
+        attacker.send(swarm, victim, datagram)
+    await trio.sleep(1)
+    assert attacker.received == outsider.received == []
+    drops = victim.health().drops
+    assert (drops["header"], drops["box"], drops["message"], drops["unasked"]) == (5, 2, 3, 1)
+    attacker.send(swarm, victim, good)
+    await trio.sleep(1)
+    assert len(attacker.received) == 1
+
+
+async def test_an_address_that_has_not_proved_itself_gets_three_times_its_bytes_at_most(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(25)
+    victim_of_flood = Address("10.7.7.7", 7)
+    bystander = swarm.network.transport(victim_of_flood.host, victim_of_flood.port)
+    got = []
+    nursery.start_soon(bystander.receive, lambda datagram, source: got.append(len(datagram)))
+    attacker = Attacker(swarm)
+    for pad_to in (0, 100, 200, 320, 1000):
+        for client in (True, False):
+            request = FindNode(transaction=bytes(8), client=client, target=bytes(32))
+            datagram = attacker.seal(nodes[0], request, pad_to)
+            got.clear()
+            attacker.send(swarm, nodes[0], datagram, source=victim_of_flood)
+            await trio.sleep(10)
+            assert sum(got) <= 3 * len(datagram)
+            assert sum(got) <= MAX_DATAGRAM_BYTES + 96
+
+
+async def test_a_forged_introduction_is_not_answered_at_length_even_to_a_known_address(autojump_clock, nursery):
+    def live_state(model):
+        state = ModelState(
+            name="m" * 90,
+            running=3,
+            waiting=0,
+            slots=4,
+            tokens_per_second=9.0,
+            prefill_tokens_per_second=90.0,
+            ttft_s=0.25,
+            n_ctx=64,
+        )
+        return False, (state,) * 9
+
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(2, live_state=live_state)
+    forged = nodes[1]._overlay._envelope.seal_introduction(encode_rpc(Ping(transaction=bytes(8), client=False)))
+    sent = swarm.network.sent_bytes
+    swarm.network.send(forged, swarm.addresses[nodes[1]], swarm.addresses[nodes[0]])
+    await trio.sleep(0.1)
+    assert len(forged) < swarm.network.sent_bytes - sent <= 4 * len(forged)
+
+
+async def test_a_spoofed_source_never_enters_a_table(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(3)
+    attacker = Attacker(swarm)
+    for number in range(50):
+        request = FindNode(transaction=bytes(8), client=False, target=bytes(32))
+        attacker.send(swarm, nodes[0], attacker.seal(nodes[0], request, 320), Address(f"10.8.0.{number}", 8))
+    await trio.sleep(20)
+    assert attacker.identity.node_id not in ids(nodes[0].contacts())
+    assert ids(nodes[0].contacts()) == everybody_but(nodes[0], nodes)
+
+
+async def test_nobody_takes_over_the_id_of_another(autojump_clock, nursery):
+    """A replayed introduction from another address makes its sender look as if it moved; it has not."""
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(3)
+    victim = nodes[1]
+    thief = Attacker(swarm)
+    replayed = victim._overlay._envelope.seal_introduction(encode_rpc(Ping(transaction=bytes(8), client=False)))
+    thief.send(swarm, nodes[0], replayed)
+    await trio.sleep(10)
+    assert contact_of(swarm, victim) in nodes[0].contacts()
+
+
+async def test_lying_contacts_cost_time_and_nothing_else(autojump_clock, nursery):
+    """A node that answers every lookup with contacts that do not exist."""
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(20)
+    liar = nodes[4]
+
+    invented = tuple(Contact(identity(number).public_key, Address("10.5.5.5", number)) for number in range(1000, 1016))
+
+    def lie(request, asker, *, now, wall_now, room):
+        if isinstance(request, FindNode):
+            return Nodes(
+                transaction=request.transaction,
+                observed=asker.address,
+                token=bytes(8),
+                contacts=invented,
+            )
+        return honest(request, asker, now=now, wall_now=wall_now, room=room)
+
+    honest = liar._overlay._handlers.answer
+    liar._overlay._handlers = type("Liar", (), {"answer": staticmethod(lie)})()
+    for number in range(10):
+        others = [node for node in nodes if node is not nodes[1]]
+        found = await nodes[1].find_nodes(key(f"{number}"))
+        expected = [node.identity.node_id for node in closest_nodes(others, key(f"{number}"), 16)]
+        assert [peer.node_id for peer in found] == expected
+    assert ids(nodes[1].contacts()) <= everybody_but(nodes[1], nodes)
+
+
+# --- leaving ----------------------------------------------------------------------------------------------------------
+
+
+async def test_cancellation_leaves_nothing_behind(autojump_clock):
+    network = MemoryNetwork(seed=1, delay=(0.01, 0.02))
+    before = trio.lowlevel.current_statistics().tasks_living
+    async with trio.open_nursery() as nursery:
+        swarm = Swarm(nursery, network)
+        nodes = await swarm.start_many(5)
+        for node in nodes:
+            nursery.start_soon(node.find_nodes, key("x"))
+            nursery.start_soon(node.get, key("x"))
+            nursery.start_soon(node.wait_peers_changed)
+        await trio.sleep(0.005)
+        nursery.cancel_scope.cancel()
+    assert trio.lowlevel.current_statistics().tasks_living == before
+    assert network._transports == {}
+
+
+async def test_a_stopped_node_answers_its_callers(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(3)
+    swarm.kill(nodes[1])
+    await trio.sleep(0.1)
+    with trio.fail_after(60):
+        assert (await nodes[0].publish(key("x"), b"v", lifetime=60)).stored == 2
