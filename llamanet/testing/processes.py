@@ -6,20 +6,25 @@ Rules:
 - Whoever starts a node closes it: leaving the `with` block ends the process, whatever state it is in.
 """
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
 LogEntry = dict[str, Any]
 """A line of the log: `time`, `level`, `logger`, `message` and what else the line carries."""
-READY = "serving"
+READY = re.compile(r"Node (.+) \([0-9a-f]{64}\) serves .*:(\d+) \(TCP.*DHT on port (\d+) \(UDP\)")
+"""What a node logs when it can be asked: its label, its port, its DHT port."""
+READY_S = 60.0
 CLOSE_S = 5.0
 """How long a node may drain before it is killed."""
 
@@ -29,7 +34,14 @@ class NodeDied(RuntimeError):
 
 
 class NodeProcess:
-    """`python -m llamanet.node` with `arguments`, and `variables` beside this process's own environment."""
+    """`python -m llamanet.node` with `arguments`, and with `variables` beside this process's own environment."""
+
+    label: str
+    """Known, as the ports are, after `wait_ready`."""
+    port: int
+    """Inference, TCP."""
+    dht_port: int
+    """UDP."""
 
     def __init__(self, *arguments: str, variables: Mapping[str, str] | None = None) -> None:
         command = [sys.executable, "-m", "llamanet.node", "--log-format", "json", *arguments]
@@ -68,6 +80,19 @@ class NodeProcess:
         with self._news:
             self._ended = True
             self._news.notify_all()
+
+    def wait_ready(self, timeout: float = READY_S) -> "NodeProcess":
+        """Return this node once it serves. Raises as `wait_for` does."""
+        entry = self.wait_for(lambda entry: READY.match(entry["message"]) is not None, timeout)
+        ready = READY.match(entry["message"])
+        if ready:
+            self.label, self.port, self.dht_port = ready[1], int(ready[2]), int(ready[3])
+        return self
+
+    @property
+    def dht_address(self) -> str:
+        """What to bootstrap from, for nodes and clients on this machine."""
+        return f"127.0.0.1:{self.dht_port}"
 
     def wait_for(self, wanted: Callable[[LogEntry], bool], timeout: float) -> LogEntry:
         """The first log entry, past ones included, that is `wanted`.
@@ -114,3 +139,22 @@ class NodeProcess:
         self._reader.join()
         if self.process.stderr:
             self.process.stderr.close()
+
+
+@contextlib.contextmanager
+def start_swarm(size: int, *arguments: str) -> Iterator[list[NodeProcess]]:
+    """`size` nodes on loopback named node-1, node-2 and so on, joined through the first one; ready when handed out.
+
+    `arguments` are for all of them. Data directories and ports are fresh ones.
+    """
+    with tempfile.TemporaryDirectory(prefix="llamanet-") as data_dir, contextlib.ExitStack() as stack:
+        nodes: list[NodeProcess] = []
+        for number in range(1, size + 1):
+            own = ["--node-id", f"node-{number}", "--data-dir", f"{data_dir}/{number}"]
+            if nodes:
+                own += ["--bootstrap-nodes", nodes[0].wait_ready().dht_address]
+            loopback = ("--host", "127.0.0.1", "--port", "0", "--dht-port", "0")
+            nodes.append(stack.enter_context(NodeProcess(*loopback, *own, *arguments)))
+        for node in nodes:
+            node.wait_ready()
+        yield nodes
