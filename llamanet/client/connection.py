@@ -97,6 +97,11 @@ class Exchange:
         """Why nothing more will arrive."""
         self._news = trio.lowlevel.ParkingLot()
 
+    @property
+    def ready(self) -> bool:
+        """Whether `receive` would return at once."""
+        return bool(self._answers)
+
     async def receive(self) -> Answer:
         """The next answer; tokens that have piled up come in one. `Finished` or `Failed` is the last.
 

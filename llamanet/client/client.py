@@ -1,0 +1,153 @@
+"""Asking the swarm: the client's face over one `Dht`, for `Swarm` and for the blocking `Client`."""
+
+import secrets
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any, TypeAlias
+
+import attrs
+import trio
+
+from llamanet.client.census import ModelView, NodeView, list_models, list_nodes
+from llamanet.client.choice import Choice
+from llamanet.client.connection import ConnectionPool, OpenStream
+from llamanet.client.directory import Directory
+from llamanet.client.generation import Reply, Stream
+from llamanet.client.selection import Wishes
+from llamanet.dht.service import Dht
+from llamanet.errors import BadMessage, NotJoined, RequestRefused
+from llamanet.wire.codec import Plain, from_map_untrusted, to_map
+from llamanet.wire.identity import PublicKey
+from llamanet.wire.inference import MAX_MESSAGE_BYTES, MAX_SEED, ChatMessage, Generate, encode_message
+
+JOIN_S = 5.0
+"""How long a request waits for the first answer of a bootstrap peer."""
+
+Messages: TypeAlias = Iterable[ChatMessage | Mapping[str, str]]
+"""A conversation: each turn has a `role` and its `content`."""
+
+
+def make_request(
+    prompt: str | None, messages: Messages | None, model: str | None, sampling: Mapping[str, Any]
+) -> Generate:
+    """A request as nodes accept it, with a seed. Raises `RequestRefused` for what they would refuse."""
+    if (prompt is None) == (messages is None):
+        raise RequestRefused("give exactly one of the two: a prompt, or messages=", "prompt or messages")
+    options: dict[str, Plain] = {name: value for name, value in sampling.items() if value is not None}
+    stop = options.get("stop", [])
+    options["stop"] = [stop] if isinstance(stop, str) else list(stop)
+    options.setdefault("seed", secrets.randbelow(MAX_SEED + 1))
+    plain: dict[str, Plain] = {"id": 0, "model": model, "prompt": prompt, "sampling": options}
+    if messages is not None:
+        plain["messages"] = [to_map(turn) if isinstance(turn, ChatMessage) else dict(turn) for turn in messages]
+        if not plain["messages"]:
+            raise RequestRefused("messages= is empty", "messages")
+    try:
+        request = from_map_untrusted(Generate, plain)
+    except BadMessage as error:
+        raise RequestRefused(str(error), error.field, error.limit) from error
+    size = len(encode_message(request))
+    if size > MAX_MESSAGE_BYTES:
+        raise RequestRefused(f"a request of {size} bytes; at most {MAX_MESSAGE_BYTES} are accepted")
+    return request
+
+
+class SwarmClient:
+    """Generates on whatever node of the swarm will answer soonest. Its connections live in `nursery`.
+
+    `min_tps` (tokens a second of one stream) and `max_load` (requests running and waiting, for each slot) bind every
+    request that does not say otherwise.
+    """
+
+    def __init__(
+        self,
+        dht: Dht,
+        nursery: trio.Nursery,
+        *,
+        min_tps: float = 0.0,
+        max_load: float | None = None,
+        open_stream: OpenStream = trio.open_tcp_stream,
+        rng: Random | None = None,
+    ) -> None:
+        self._dht = dht
+        self._directory = Directory(dht)
+        self._pool = ConnectionPool(nursery, open_stream)
+        self._wishes = Wishes(min_tps=min_tps, max_load=max_load)
+        self._rng = rng or Random()
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Messages | None = None,
+        model: str | None = None,
+        digest: bytes | None = None,
+        min_tps: float | None = None,
+        max_load: float | None = None,
+        **sampling: Any,
+    ) -> AsyncIterator[Stream]:
+        """A generation, token by token; leaving the block stops it.
+
+        Args:
+          prompt: continued as it is.
+          messages: a conversation to be answered, through the model's chat template. Give one of the two.
+          model: its name; None takes any.
+          digest: SHA-256 of the model file, if it must be one certain file.
+          min_tps: tokens a second of one stream, below which no node will do.
+          max_load: requests running and waiting for each slot, above which no node will do.
+          sampling: fields of `llamanet.wire.inference.Sampling`: `max_tokens`, `temperature`, `seed`, `stop`, ...
+
+        Raises `RequestRefused` for what no node would accept, and `NotJoined`. Iterating raises `NoNodeServes` or
+        `SwarmBusy`.
+        """
+        wishes = attrs.evolve(
+            self._wishes,
+            digest=digest,
+            min_tps=self._wishes.min_tps if min_tps is None else min_tps,
+            max_load=self._wishes.max_load if max_load is None else max_load,
+        )
+        request = make_request(prompt, messages, model, sampling)
+
+        def make_choice(wishes: Wishes, prompt_tokens: int, failures: dict[PublicKey, int]) -> Choice:
+            return Choice(
+                self._dht,
+                self._directory,
+                model=model,
+                wishes=wishes,
+                prompt_tokens=prompt_tokens,
+                failures=failures,
+                rng=self._rng,
+            )
+
+        stream = Stream(self._dht, self._pool, make_choice, request, wishes, self._rng)
+        await self._wait_joined()
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+    async def generate(self, prompt: str | None = None, **options: Any) -> Reply:
+        """A whole generation; takes what `stream` takes, and raises what it raises."""
+        async with self.stream(prompt, **options) as stream:
+            async for _ in stream:
+                pass
+        return stream.reply()
+
+    async def nodes(self, model: str | None = None) -> list[NodeView]:
+        """The nodes that are alive, or those that serve `model`. Raises `NotJoined`."""
+        await self._wait_joined()
+        return await list_nodes(self._dht, self._directory, model)
+
+    async def models(self) -> list[ModelView]:
+        """The models that can be asked for. Raises `NotJoined`."""
+        await self._wait_joined()
+        return await list_models(self._dht, self._directory)
+
+    async def _wait_joined(self) -> None:
+        if not self._dht.joined:
+            with trio.move_on_after(JOIN_S):
+                await self._dht.wait_joined()
+            if not self._dht.joined:
+                raise NotJoined(self._dht.config.bootstrap)
