@@ -3,21 +3,21 @@
 Rules:
 - Keys that many nodes share (`model:{name}`, `all_nodes`) get slow facts, every two minutes: load has no place there.
   A node's own keys (`node:{label}`, `node:{id}`) get its load, at every heartbeat.
-- What changed is told at once: a model, a host, or peers that a small swarm's records should be kept by.
+- What changes is told at once: a model, our address, or peers that should keep a small swarm's records.
 - `Published node info` is logged when what is published, or where, has changed; repetitions go to the debug log.
 """
 
+import ipaddress
 import logging
 import math
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable
 from random import Random
 
 import attrs
 import trio
 
-from llamanet._version import __version__
 from llamanet.dht.service import Dht
-from llamanet.node.engine import Engine
 from llamanet.wire.facts import (
     ALL_NODES,
     NodeFacts,
@@ -27,137 +27,160 @@ from llamanet.wire.facts import (
     model_key_name,
     node_key_name,
 )
+from llamanet.wire.rpc import Contact
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SHARED_INTERVAL_S = 120.0
 SHARED_LIFETIME_S = 300
+HEARTBEATS_A_LIFE = 3
 JITTER = 0.1
 """Share of an interval by which it varies, so that nodes that started together do not stay together."""
-HEARTBEATS_A_LIFE = 3
-SETTLE_S = 0.1
-"""After a change, for the changes that come with it."""
 SPACING_S = 1.0
-"""Between two announcements that changes of peers cause."""
+"""Between two announcements that peers cause."""
+SETTLE_S = 0.05
+"""After a change, for others that come with it."""
 SMALL_SWARM = 16
-"""With so many contacts or fewer, a newcomer may be among the nodes that should keep our records."""
+"""With so many contacts or fewer, a newcomer may be one of the nodes that should keep our records."""
 WITHDRAW_S = 2.0
 
 
 @attrs.frozen(kw_only=True)
-class Place:
-    """Where a node's endpoint is reached, and what it is called."""
+class Announcement:
+    """What a node has to say: of itself, and of each model."""
 
-    label: str
-    port: int
-    """Inference, TCP."""
-    tls: bool
-    announce: str | None
-    """The host that others reach it by, if somebody said so."""
-    local_hosts: tuple[str, ...]
-    """What to say before any peer told the address that it sees."""
+    node: NodeFacts
+    services: tuple[tuple[str, ServiceFacts], ...]
 
 
 class Announcer:
-    """Keeps the records of one node."""
+    """Keeps one node's records in the swarm."""
 
     def __init__(
         self,
         dht: Dht,
-        place: Place,
-        engines: Mapping[str, Engine],
+        describe: Callable[[tuple[str, ...]], Announcement],
         *,
+        announce: str | None,
+        bound_host: str,
         heartbeat_interval: float,
-        is_draining: Callable[[], bool],
         rng: Random | None = None,
     ) -> None:
-        """`engines` is looked at anew for each announcement; `changed` says that it should be soon."""
+        """`describe(hosts)` is called for each announcement; `hosts` are what `Announcer.hosts` says.
+
+        `announce` is the host that others reach the node by, if somebody said so; `bound_host` the address that its
+        endpoint listens on; `heartbeat_interval` is in seconds.
+        """
         self._dht = dht
-        self._place = place
-        self._engines = engines
+        self._describe = describe
+        self._announce = announce
+        self._local_hosts = local_hosts(bound_host)
         self._heartbeat_interval = heartbeat_interval
-        self._is_draining = is_draining
         self._rng = rng or Random()
-        self._published: dict[str, bytes] = {}
-        """Names of keys, and what was last logged of their values."""
         self._changed = trio.Event()
+        self._names: set[str] = set()
+        """Of the keys that hold something of ours, as far as we know."""
+        self._told: object = None
 
-    def changed(self) -> None:
-        """What the node serves has changed: tell it."""
+    def refresh(self) -> None:
+        """What the node serves has changed: tell it now."""
         self._changed.set()
-
-    async def run(self) -> None:
-        """Announce until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_peers)
-            shared_due = -math.inf
-            while True:
-                self._changed, changed = trio.Event(), self._changed.is_set()
-                shared = changed or trio.current_time() >= shared_due
-                if shared:
-                    shared_due = trio.current_time() + self._jittered(SHARED_INTERVAL_S)
-                await self._publish(shared=shared)
-                with trio.move_on_after(self._jittered(self._heartbeat_interval)):
-                    await self._changed.wait()
-                    await trio.sleep(SETTLE_S)
-
-    async def withdraw(self) -> None:
-        """Take everything back, as far as that goes within `WITHDRAW_S`."""
-        with trio.move_on_after(WITHDRAW_S):
-            async with trio.open_nursery() as nursery:
-                for name in self._published:
-                    nursery.start_soon(self._dht.withdraw, key_of(name))
 
     def hosts(self) -> tuple[str, ...]:
         """The hosts that others can reach the node by, best first."""
-        if self._place.announce is not None:
-            return (self._place.announce,)
-        return self._dht.observed_hosts() or self._place.local_hosts
+        if self._announce is not None:
+            return (self._announce,)
+        return self._dht.observed_hosts() or self._local_hosts
+
+    async def serve(self) -> None:
+        """Announce until cancelled, and then withdraw, as far as that goes within `WITHDRAW_S`."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_peers)
+                await self._keep_announcing()
+        finally:
+            with trio.CancelScope(deadline=trio.current_time() + WITHDRAW_S, shield=True):
+                await self._withdraw(self._names)
+
+    async def _keep_announcing(self) -> None:
+        shared_due, hosts = -math.inf, self.hosts()
+        while True:
+            now = trio.current_time()
+            if self._changed.is_set() or self.hosts() != hosts or now >= shared_due:
+                self._changed, hosts = trio.Event(), self.hosts()
+                shared_due = now + self._jittered(SHARED_INTERVAL_S)
+                await self._publish_all(hosts)
+            else:
+                await self._publish(self._own_records(self._describe(hosts).node))
+            with trio.move_on_after(self._jittered(self._heartbeat_interval)):
+                await self._changed.wait()
+                await trio.sleep(SETTLE_S)
 
     async def _watch_peers(self) -> None:
+        known: frozenset[Contact] = frozenset()
         while True:
-            await self._dht.wait_peers_changed()
-            if len(self._dht.contacts()) <= SMALL_SWARM:
+            contacts = frozenset(self._dht.contacts())
+            if contacts <= known:
+                await self._dht.wait_peers_changed()
+                continue
+            known = contacts
+            if len(contacts) <= SMALL_SWARM:
                 self._changed.set()
             await trio.sleep(SPACING_S)
 
-    async def _publish(self, *, shared: bool) -> None:
-        hosts = self.hosts()
-        node_facts = self._node_facts(hosts)
-        own_value = encode_facts(node_facts)
-        own_lifetime = math.ceil(HEARTBEATS_A_LIFE * self._heartbeat_interval)
-        records = [
-            (node_key_name(name), own_value, own_lifetime) for name in (self._place.label, self._dht.identity.node_id)
-        ]
-        if shared:
-            for engine in self._engines.values():
-                value = encode_facts(self._service_facts(hosts, engine))
-                records.append((model_key_name(engine.name), value, SHARED_LIFETIME_S))
-            records.append((ALL_NODES, encode_facts(_without_load(node_facts)), SHARED_LIFETIME_S))
+    async def _publish_all(self, hosts: tuple[str, ...]) -> None:
+        announcement = self._describe(hosts)
+        without_load = attrs.evolve(announcement.node, running=0, waiting=0, tokens_per_second=0.0)
+        shared: dict[str, ServiceFacts | NodeFacts] = {
+            **{model_key_name(model): facts for model, facts in announcement.services},
+            ALL_NODES: without_load,
+        }
+        own = self._own_records(announcement.node)
+        gone = self._names - shared.keys() - own.keys()
+        await self._publish({name: (encode_facts(facts), SHARED_LIFETIME_S) for name, facts in shared.items()} | own)
+        await self._withdraw(gone)
+        told = (without_load, announcement.services)
+        level = logging.DEBUG if told == self._told else logging.INFO
+        self._told = told
+        place = f"{', '.join(hosts)} port {announcement.node.port}"
+        log.log(level, "Published node info: %s (at %s)", ", ".join(sorted(self._names)), place)
+
+    def _own_records(self, facts: NodeFacts) -> dict[str, tuple[bytes, int]]:
+        lifetime = math.ceil(HEARTBEATS_A_LIFE * self._heartbeat_interval)
+        names = (node_key_name(facts.label), node_key_name(self._dht.identity.node_id))
+        return dict.fromkeys(names, (encode_facts(facts), lifetime))
+
+    async def _publish(self, records: dict[str, tuple[bytes, int]]) -> None:
+        async def publish(name: str, value: bytes, lifetime: int) -> None:
+            await self._dht.publish(key_of(name), value, lifetime=lifetime)
+
+        self._names |= records.keys()
         async with trio.open_nursery() as nursery:
-            for name, value, lifetime in records:
-                nursery.start_soon(self._publish_one, name, value, lifetime)
-        if shared:
-            self._log(records)
+            for name, (value, lifetime) in records.items():
+                nursery.start_soon(publish, name, value, lifetime)
 
-    async def _publish_one(self, name: str, value: bytes, lifetime: int) -> None:
-        await self._dht.publish(key_of(name), value, lifetime=lifetime)
-
-    def _log(self, records: list[tuple[str, bytes, int]]) -> None:
-        ...
+    async def _withdraw(self, names: set[str]) -> None:
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(self._dht.withdraw, key_of(name))
+        self._names -= names
 
     def _jittered(self, interval: float) -> float:
         return interval * self._rng.uniform(1 - JITTER, 1 + JITTER)
 
-    def _service_facts(self, hosts: tuple[str, ...], engine: Engine) -> ServiceFacts:
-        return ServiceFacts(
-            hosts=hosts,
-            port=self._place.port,
-            dht_port=self._dht.port,
-            tls=self._place.tls,
-            label=self._place.label,
-            digest=engine.digest,
-            n_ctx=engine.n_ctx,
-            slots=engine.slots,
-            version=__version__,
-        )
+
+def local_hosts(bound_host: str) -> tuple[str, ...]:
+    """What a node listening on `bound_host` can say of itself before any peer told it the address that it sees."""
+    if not ipaddress.ip_address(bound_host).is_unspecified:
+        return (bound_host,)
+    family, anywhere, loopback = socket.AF_INET, "192.0.2.1", "127.0.0.1"
+    if ":" in bound_host:
+        family, anywhere, loopback = socket.AF_INET6, "2001:db8::1", "::1"
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            # Sends nothing: connecting a UDP socket only asks the system for the route, and so for our address on it.
+            probe.connect((anywhere, 9))
+        except OSError:
+            return (loopback,)
+        host: str = probe.getsockname()[0]
+        return (host,)
