@@ -9,13 +9,12 @@ Rules:
 
 import itertools
 from collections.abc import Callable
-from functools import partial
 
 import attrs
 import trio
 
 from llamanet.errors import EngineBusy
-from llamanet.node.backend import Backend, BackendError
+from llamanet.node.backend import Backend
 from llamanet.node.chat_template import ChatTemplate
 from llamanet.node.core import Admitted, Cancel, EngineCore, Event, Paused, Produced, Submit, Unpause
 from llamanet.node.prepare import prepare
@@ -58,36 +57,31 @@ async def serve_engine(
     model cannot compute a first token.
     """
     worker = make_worker()
-    core = await worker.start(partial(_load, make_backend, config, worker.clock))
     try:
-        async with trio.open_nursery() as nursery:
-            engine = Engine(name, digest, config, core, worker, nursery)
-            nursery.start_soon(worker.drive, core, engine._deliver)
-            try:
-                task_status.started(engine)
-                await trio.sleep_forever()
-            finally:
-                engine._close()
+        backend = await worker.own(make_backend)
+        try:
+            core = EngineCore(
+                backend,
+                node_id=config.node_id,
+                buffer_tokens=config.buffer_tokens,
+                reader_timeout=config.reader_timeout,
+                clock=worker.clock,
+            )
+            await worker.own(core.measure)
+            async with trio.open_nursery() as nursery:
+                engine = Engine(name, digest, config, core, worker, nursery)
+                nursery.start_soon(worker.drive, core, engine._deliver)
+                try:
+                    task_status.started(engine)
+                    await trio.sleep_forever()
+                finally:
+                    engine._close()
+        finally:
+            # Not before: requests in preparation have used the model until the nursery was done.
+            with trio.CancelScope(shield=True):
+                await worker.own(backend.close)
     finally:
-        # Only now: requests in preparation have used the model until the nursery was done.
-        await worker.stop(core)
-
-
-def _load(make_backend: Callable[[], Backend], config: EngineConfig, clock: Callable[[], float]) -> EngineCore:
-    backend = make_backend()
-    core = EngineCore(
-        backend,
-        node_id=config.node_id,
-        buffer_tokens=config.buffer_tokens,
-        reader_timeout=config.reader_timeout,
-        clock=clock,
-    )
-    try:
-        core.measure()
-    except BackendError:
-        backend.close()
-        raise
-    return core
+        worker.stop()
 
 
 class Engine:

@@ -4,6 +4,7 @@ What is wrong with a file is told in one line, before anything else starts. What
 architecture, tensors past the end of the file) it tells when it loads the model (`node/llama.py`).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -101,4 +102,5 @@ def _write(cache: Path, known: dict[str, str]) -> None:
         temporary.write_text(json.dumps(known, indent=1))
         temporary.replace(cache)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

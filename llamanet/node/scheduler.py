@@ -49,8 +49,12 @@ class Scheduler:
         """By slot, in the order of admission."""
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence. The bound on the queue is kept where requests come in."""
-        self.waiting.append(sequence)
+        """Queue a new sequence at its place by arrival. The bound on the queue is kept where requests come in."""
+        place = len(self.waiting)
+        # Preparing a long prompt takes longer, so that requests may get here out of order.
+        while place and self.waiting[place - 1].serial > sequence.serial:
+            place -= 1
+        self.waiting.insert(place, sequence)
 
     def admit(self) -> list[tuple[int, Sequence]]:
         """Give the free slots to the oldest waiting sequences; the slots with the sequences that got them."""

@@ -17,11 +17,11 @@ Deliver = Callable[[list[Event]], None]
 class Worker(Protocol):
     """Drives one engine. All methods are called from trio."""
 
-    clock: Callable[[], float]
-    """Seconds; what the engine measures by."""
+    def clock(self) -> float:
+        """Seconds; what the engine measures by."""
 
-    def start(self, make_core: Callable[[], EngineCore]) -> Awaitable[EngineCore]:
-        """Make the core where it will step. Raises what `make_core` raises."""
+    def own(self, function: Callable[[], T]) -> Awaitable[T]:
+        """Run something where the steps run, while none does: loading, measuring, closing."""
 
     def call(self, function: Callable[[], T]) -> Awaitable[T]:
         """Run something that may take a while, beside the steps."""
@@ -32,8 +32,8 @@ class Worker(Protocol):
     async def drive(self, core: EngineCore, deliver: Deliver) -> None:
         """Step until cancelled; `deliver` is called in trio with each step's events."""
 
-    async def stop(self, core: EngineCore) -> None:
-        """Close the backend, which nothing uses any more. The worker cannot be used afterwards."""
+    def stop(self) -> None:
+        """Give up what the worker holds. It cannot be used afterwards."""
 
 
 class ThreadWorker:
@@ -47,17 +47,18 @@ class ThreadWorker:
     """
 
     def __init__(self) -> None:
-        self.clock: Callable[[], float] = time.perf_counter
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
-    async def start(self, make_core: Callable[[], EngineCore]) -> EngineCore:
-        """Run `make_core` in the engine's thread."""
-        try:
-            return await self._run(make_core)
-        except BaseException:
-            self._thread.shutdown(wait=False)
-            raise
+    def clock(self) -> float:
+        """The system's finest clock."""
+        return time.perf_counter()
+
+    async def own(self, function: Callable[[], T]) -> T:
+        """Run `function` in the engine's thread, to its end."""
+        # A limiter of its own: an engine lives as long as its node, and must not use up the threads of others.
+        limiter = trio.CapacityLimiter(1)
+        return await trio.to_thread.run_sync(lambda: self._thread.submit(function).result(), limiter=limiter)
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run `function` in a thread of trio's."""
@@ -76,21 +77,14 @@ class ThreadWorker:
             finally:
                 self._inbox.put(None)
 
-    async def stop(self, core: EngineCore) -> None:
-        """Close the backend in the engine's thread, and end the thread."""
-        with trio.CancelScope(shield=True):
-            await self._run(core.backend.close)
-        self._thread.shutdown(wait=False)
+    def stop(self) -> None:
+        """End the thread, which has nothing to do any more."""
+        self._thread.shutdown()
 
     async def _join(self, core: EngineCore, deliver: Deliver) -> None:
         token = trio.lowlevel.current_trio_token()
         with trio.CancelScope(shield=True):
-            await self._run(lambda: self._step(core, lambda events: token.run_sync_soon(deliver, events)))
-
-    async def _run(self, function: Callable[[], T]) -> T:
-        # A limiter of its own: an engine lives as long as its node, and must not use up the threads of others.
-        limiter = trio.CapacityLimiter(1)
-        return await trio.to_thread.run_sync(lambda: self._thread.submit(function).result(), limiter=limiter)
+            await self.own(lambda: self._step(core, lambda events: token.run_sync_soon(deliver, events)))
 
     def _step(self, core: EngineCore, post: Deliver) -> None:
         idle = False

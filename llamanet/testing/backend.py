@@ -102,9 +102,10 @@ class ScriptedBackend:
     computed: int = 0
     """Tokens decoded so far."""
     closed: bool = False
+    spent: float = 0.0
+    """Scripted seconds that nobody has slept yet; only without `sleep`."""
     _scripts: dict[int, tuple[int, int]] = attrs.field(factory=dict)
     _lengths: dict[int, int] = attrs.field(factory=dict)
-    _spent: float = 0.0
     _released: threading.Event = attrs.field(factory=threading.Event)
 
     def tokenize(self, text: str) -> list[int]:
@@ -161,14 +162,9 @@ class ScriptedBackend:
         """Let a backend that hangs in a thread go on. May be called from any thread."""
         self._released.set()
 
-    def take_spent(self) -> float:
-        """Seconds of scripted time since the last call that nobody slept yet."""
-        spent, self._spent = self._spent, 0.0
-        return spent
-
     def _spend(self, seconds: float) -> None:
         if self.sleep is None:
-            self._spent += seconds
+            self.spent += seconds
         elif math.isinf(seconds):
             self._released.wait()
         elif seconds:
@@ -179,13 +175,21 @@ class TrioWorker:
     """Drives an engine in a trio task, without threads, so that it runs under an autojump clock."""
 
     def __init__(self) -> None:
-        self.clock: Callable[[], float] = trio.current_time
         self._inbox: deque[Command] = deque()
         self._news = trio.Event()
+        self._script: ScriptedBackend | None = None
 
-    async def start(self, make_core: Callable[[], EngineCore]) -> EngineCore:
-        """Run `make_core` here and now."""
-        return await self.call(make_core)
+    def clock(self) -> float:
+        """Trio's time, and the scripted time that is still to be slept."""
+        return trio.current_time() + (self._script.spent if self._script else 0.0)
+
+    async def own(self, function: Callable[[], T]) -> T:
+        """Run `function` here and now."""
+        result = function()
+        if isinstance(result, ScriptedBackend):
+            self._script = result
+        await self._sleep()
+        return result
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run `function` here and now."""
@@ -199,7 +203,6 @@ class TrioWorker:
 
     async def drive(self, core: EngineCore, deliver: Deliver) -> None:
         """Step until cancelled, sleeping the time that a `ScriptedBackend` says a step took."""
-        backend = core.backend
         while True:
             self._news = trio.Event()
             commands = list(self._inbox)
@@ -207,18 +210,22 @@ class TrioWorker:
             core.execute(commands)
             step = core.plan()
             deliver(core.take_events())
-            if not step.parts:
+            if step.parts:
+                core.compute(step)
+                await self._sleep()
+            else:
                 wake_at = core.wake_at()
                 with trio.move_on_at(math.inf if wake_at is None else wake_at):
                     await self._news.wait()
-                continue
-            core.compute(step)
-            if isinstance(backend, ScriptedBackend):
-                await trio.sleep(backend.take_spent())
 
-    async def stop(self, core: EngineCore) -> None:
-        """Close the backend."""
-        core.backend.close()
+    def stop(self) -> None:
+        """Nothing is held."""
+
+    async def _sleep(self) -> None:
+        seconds = 0.0
+        if self._script:
+            seconds, self._script.spent = self._script.spent, 0.0
+        await trio.sleep(seconds)
 
 
 serve_scripted_engine = partial(serve_engine, make_worker=TrioWorker)

@@ -1,0 +1,404 @@
+"""The engine's behaviour, on a script and a virtual clock."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock
+
+from llamanet.errors import EngineBusy, ModelFileError
+from llamanet.node.backend import BackendError
+from llamanet.node.engine import Engine, EngineConfig, Generation
+from llamanet.testing.backend import (
+    ScriptedBackend,
+    scripted_text,
+    scripted_tokens,
+    serve_scripted_engine,
+)
+from llamanet.wire.inference import (
+    Accepted,
+    ChatMessage,
+    Failed,
+    Finished,
+    Generate,
+    Sampling,
+    Tokens,
+    Usage,
+)
+
+Serve = Callable[..., Awaitable[tuple[Engine, ScriptedBackend]]]
+
+
+@pytest.fixture
+def serve(nursery: trio.Nursery) -> Serve:
+    async def start(config: EngineConfig | None = None, **script: Any) -> tuple[Engine, ScriptedBackend]:
+        backend = ScriptedBackend(**{"step_time": 0.01, **script})
+        engine = await nursery.start(
+            serve_scripted_engine, "model", bytes(32), lambda: backend, config or EngineConfig(node_id="bob")
+        )
+        return engine, backend
+
+    return start
+
+
+def request(prompt: str = "one two three", *, id: int = 7, resume: tuple[int, ...] = (), **sampling: Any) -> Generate:
+    return Generate(
+        id=id, prompt=prompt, resume=resume, sampling=Sampling(**{"temperature": 0.0, "max_tokens": 20, **sampling})
+    )
+
+
+@attrs.define
+class Reply:
+    messages: list[Accepted | Tokens | Finished | Failed]
+
+    @property
+    def text(self) -> str:
+        return "".join(message.text for message in self.messages if isinstance(message, Tokens))
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for message in self.messages if isinstance(message, Tokens) for token in message.token_ids]
+
+    @property
+    def last(self) -> Accepted | Tokens | Finished | Failed:
+        return self.messages[-1]
+
+
+async def read(generation: Generation) -> Reply:
+    return Reply([message async for message in generation])
+
+
+async def ask(engine: Engine, *args: Any, **kwargs: Any) -> Reply:
+    return await read(engine.submit(request(*args, **kwargs)))
+
+
+async def test_a_request_is_accepted_streamed_and_finished(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve()
+    reply = await ask(engine)
+    assert reply.messages[0] == Accepted(id=7, node_id="bob", prompt_tokens=3)
+    assert reply.tokens == scripted_tokens("one two three", 20)
+    assert reply.text == scripted_text(reply.tokens)
+    assert "café" in reply.text
+    assert isinstance(reply.last, Finished)
+    assert reply.last.id == 7
+    assert reply.last.reason == "length"
+    assert reply.last.usage == Usage(prompt_tokens=3, completion_tokens=20)
+    assert len(reply.messages) == 22, "a reader that keeps up gets every token in a message of its own"
+    assert engine.state().running == engine.state().waiting == 0
+
+
+async def test_timings_tell_queue_prefill_and_decode(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(slots=1, token_time=0.1)
+    first = engine.submit(request(max_tokens=11))
+    await first.receive()
+    second = engine.submit(request(max_tokens=2))
+    finished = (await read(first)).last
+    assert isinstance(finished, Finished)
+    assert finished.timings.queue_s == pytest.approx(0)
+    later = (await read(second)).last
+    assert isinstance(later, Finished)
+    assert later.timings.queue_s == pytest.approx(0.2 + 11 * 0.01, abs=0.02)
+
+
+async def test_messages_go_through_the_chat_template(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve()
+    chat = Generate(
+        id=1, messages=(ChatMessage(role="user", content="hi"),), sampling=Sampling(temperature=0, max_tokens=4)
+    )
+    reply = await read(engine.submit(chat))
+    assert reply.tokens == scripted_tokens("<user> hi <assistant>", 4)
+
+
+async def test_the_models_end_ends_the_answer(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(answer_tokens=5)
+    reply = await ask(engine)
+    assert reply.tokens == scripted_tokens("one two three", 9, answer_tokens=5)
+    assert reply.tokens[-1] == 0
+    assert isinstance(reply.last, Finished)
+    assert (reply.last.reason, reply.last.usage.completion_tokens) == ("stop", 6)
+
+
+async def test_a_stop_string_ends_the_answer_and_is_not_shown(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve()
+    reply = await ask(engine, stop=("fé",))
+    assert reply.text == scripted_text(scripted_tokens("one two three", 9)[:8]) + " ca"
+    assert len(reply.tokens) == 10
+    assert isinstance(reply.last, Finished)
+    assert reply.last.reason == "stop"
+
+
+async def test_a_full_context_ends_the_answer(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(n_ctx=10)
+    reply = await ask(engine, max_tokens=None)
+    assert isinstance(reply.last, Finished)
+    assert (reply.last.reason, reply.last.usage.completion_tokens) == ("length", 7)
+
+
+@pytest.mark.parametrize("cut", range(21))
+@pytest.mark.parametrize("stop", [(), ("fé sl", "zzz"), (" peer café swarm token no",)])
+async def test_a_resumed_stream_is_the_same_stream(
+    autojump_clock: MockClock, serve: Serve, cut: int, stop: tuple[str, ...]
+) -> None:
+    engine, _ = await serve()
+    whole = await ask(engine, temperature=0.7, seed=5, stop=stop)
+    tokens, texts = [], []
+    for message in whole.messages:
+        if isinstance(message, Tokens):
+            tokens += message.token_ids
+            texts.append(message.text)
+    sequel = await ask(engine, temperature=0.7, seed=5, stop=stop, resume=tuple(tokens[:cut]))
+    assert tokens[:cut] + sequel.tokens == tokens
+    assert "".join(texts[:cut]) + sequel.text == whole.text
+    assert isinstance(sequel.last, Finished)
+    assert isinstance(whole.last, Finished)
+    assert (sequel.last.reason, sequel.last.usage) == (whole.last.reason, whole.last.usage)
+
+
+async def test_a_resume_that_is_already_over_ends_at_once(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, backend = await serve(answer_tokens=5)
+    ended = tuple(scripted_tokens("one two three", 9, answer_tokens=5))
+    before = backend.drawn
+    for resume, reason in [(ended, "stop"), (ended[:4], "length")]:
+        reply = await ask(engine, resume=resume, max_tokens=4 if reason == "length" else 20)
+        assert [type(message) for message in reply.messages] == [Accepted, Finished]
+        assert isinstance(reply.last, Finished)
+        assert (reply.last.reason, reply.last.usage.completion_tokens) == (reason, len(resume))
+    assert backend.drawn == before
+
+
+async def test_a_seed_decides_and_without_one_the_engine_draws_one(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve()
+    same = [(await ask(engine, temperature=1.0, seed=3)).tokens for _ in range(2)]
+    assert same[0] == same[1] == scripted_tokens("one two three", 20, seed=3, temperature=1.0)
+    free = [(await ask(engine, temperature=1.0)).tokens for _ in range(2)]
+    assert free[0] != free[1]
+
+
+async def test_streams_run_together_and_the_rest_waits(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(slots=2)
+    start = trio.current_time()
+    generations = [engine.submit(request(f"prompt {number}", max_tokens=10)) for number in range(5)]
+    assert (engine.state().running, engine.state().waiting) == (0, 5)
+    await trio.sleep(0.015)
+    assert (engine.state().running, engine.state().waiting) == (2, 3)
+    for number, generation in enumerate(generations):
+        assert (await read(generation)).tokens == scripted_tokens(f"prompt {number}", 10)
+    # Five requests of ten steps, two at a time, are three rounds.
+    assert trio.current_time() - start == pytest.approx(0.30, abs=0.05)
+
+
+async def test_a_long_prompt_does_not_stall_a_stream(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(n_batch=16)
+    stream = engine.submit(request(max_tokens=100))
+    for _ in range(5):
+        await stream.receive()
+    engine.submit(request("word " * 1000))
+    gaps = []
+    for _ in range(50):
+        before = trio.current_time()
+        await stream.receive()
+        gaps.append(trio.current_time() - before)
+    assert max(gaps) == pytest.approx(0.01)
+
+
+async def test_a_full_queue_refuses_at_once(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(EngineConfig(max_waiting=2), slots=1)
+    await ask(engine, max_tokens=10)
+    generations = [engine.submit(request(max_tokens=10)) for _ in range(3)]
+    with pytest.raises(EngineBusy) as caught:
+        engine.submit(request())
+    assert caught.value.waiting == 3
+    assert caught.value.retry_after == pytest.approx(0.1)
+    for generation in generations:
+        assert isinstance((await read(generation)).last, Finished)
+    assert isinstance((await ask(engine)).last, Finished)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "field", "told"),
+    [
+        ({"prompt": "word " * 50}, "too_long", "prompt", ["50", "32", "31 tokens"]),
+        ({"prompt": " "}, "bad_request", "prompt", ["empty"]),
+        ({"resume": (1,) * 30}, "too_long", "resume", ["3", "30", "32", "29 tokens"]),
+        ({"resume": (2**31 - 1,)}, "bad_request", "resume", ["2147483647"]),
+    ],
+)
+async def test_what_does_not_fit_is_refused_with_its_numbers(
+    autojump_clock: MockClock, serve: Serve, wrong: dict[str, Any], code: str, field: str, told: list[str]
+) -> None:
+    engine, _ = await serve(n_ctx=32)
+    reply = await ask(engine, **wrong)
+    (failed,) = reply.messages
+    assert isinstance(failed, Failed)
+    assert (failed.id, failed.code, failed.field) == (7, code, field)
+    assert all(word in f"{failed.message} {failed.limit}" for word in told)
+    assert engine.state().waiting == 0
+    assert isinstance((await ask(engine)).last, Finished)
+
+
+async def test_messages_without_a_template_are_refused(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(chat_template=None)
+    reply = await read(engine.submit(Generate(id=3, messages=(ChatMessage(role="user", content="hi"),))))
+    assert isinstance(reply.last, Failed)
+    assert (reply.last.code, reply.last.field) == ("bad_request", "messages")
+    assert "no chat template" in reply.last.message
+
+
+async def test_cancelling_frees_the_slot_within_a_step(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, backend = await serve(slots=1, n_batch=10)
+    streaming = engine.submit(request(max_tokens=1000))
+    while not isinstance(await streaming.receive(), Tokens):
+        pass
+    follower = engine.submit(request("next in line", max_tokens=1))
+    start = trio.current_time()
+    streaming.cancel()
+    streaming.cancel()
+    with pytest.raises(trio.EndOfChannel):
+        await streaming.receive()
+    assert (await read(follower)).tokens == scripted_tokens("next in line", 1)
+    assert trio.current_time() - start <= 0.021
+
+    prompt = engine.submit(request("word " * 1000))
+    await trio.sleep(0.1)
+    computed = backend.computed
+    prompt.cancel()
+    await trio.sleep(1)
+    assert backend.computed <= computed + 10
+    assert engine.state().running == engine.state().waiting == 0
+
+
+async def test_a_request_can_be_cancelled_before_it_runs(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, backend = await serve(slots=1)
+    running = engine.submit(request(max_tokens=50))
+    at_once = engine.submit(request())
+    at_once.cancel()
+    waiting = engine.submit(request())
+    await trio.sleep(0.1)
+    waiting.cancel()
+    assert engine.state().waiting == 0
+    assert isinstance((await read(running)).last, Finished)
+    assert backend.drawn == 50
+
+
+async def test_cancelling_the_reader_loses_no_token(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve()
+    generation = engine.submit(request(max_tokens=50))
+    tokens: list[int] = []
+    while True:
+        with trio.move_on_after(0.0037):
+            try:
+                message = await generation.receive()
+            except trio.EndOfChannel:
+                break
+            if isinstance(message, Tokens):
+                tokens += message.token_ids
+    assert tokens == scripted_tokens("one two three", 50)
+
+
+async def test_a_lagging_reader_gets_several_tokens_in_one_message(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve()
+    generation = engine.submit(request(max_tokens=50))
+    await generation.receive()
+    await trio.sleep(0.205)
+    message = await generation.receive()
+    assert isinstance(message, Tokens)
+    assert list(message.token_ids) == scripted_tokens("one two three", 20)
+    assert message.text == scripted_text(message.token_ids)
+
+
+async def test_a_reader_that_stops_pauses_only_itself(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, backend = await serve(EngineConfig(buffer_tokens=8, reader_timeout=30.0))
+    idle = engine.submit(request("idle reader", max_tokens=40))
+    start = trio.current_time()
+    assert (await ask(engine, max_tokens=100)).tokens == scripted_tokens("one two three", 100)
+    assert trio.current_time() - start == pytest.approx(1.0, abs=0.05)
+    assert backend.drawn == 108
+    assert engine.state().running == 1
+    await trio.sleep(20)
+    assert (await read(idle)).tokens == scripted_tokens("idle reader", 40)
+
+
+async def test_a_reader_that_stays_away_loses_its_sequence(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(EngineConfig(buffer_tokens=8, reader_timeout=30.0))
+    idle = engine.submit(request(max_tokens=40))
+    await trio.sleep(29)
+    assert engine.state().running == 1
+    await trio.sleep(2)
+    assert engine.state().running == 0
+    reply = await read(idle)
+    assert reply.tokens == scripted_tokens("one two three", 8)
+    assert isinstance(reply.last, Failed)
+    assert (reply.last.code, reply.last.message) == ("slow_reader", "the reader took nothing for 30 s")
+
+
+async def test_a_failed_computation_ends_the_sequences_in_it(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(fail_at=10)
+    reply = await ask(engine)
+    assert reply.tokens == scripted_tokens("one two three", 9)
+    assert isinstance(reply.last, Failed)
+    assert (reply.last.code, reply.last.message) == ("internal", "scripted failure at token 10")
+    assert (await ask(engine)).tokens == scripted_tokens("one two three", 20)
+
+
+async def test_a_model_that_hangs_is_seen_by_its_readers_only_as_silence(
+    autojump_clock: MockClock, serve: Serve
+) -> None:
+    engine, _ = await serve(hang_at=5)
+    generation = engine.submit(request())
+    with trio.move_on_after(1000) as scope:
+        await read(generation)
+    assert scope.cancelled_caught
+    generation.cancel()
+    assert engine.state().running == 0
+
+
+async def test_stopping_the_engine_ends_what_is_open(autojump_clock: MockClock) -> None:
+    backend = ScriptedBackend(step_time=0.01, slots=1)
+    async with trio.open_nursery() as nursery:
+        engine = await nursery.start(serve_scripted_engine, "model", bytes(32), lambda: backend, EngineConfig())
+        generations = [engine.submit(request(max_tokens=1000)) for _ in range(2)]
+        await trio.sleep(0.055)
+        nursery.cancel_scope.cancel()
+    assert backend.closed
+    for generation in [*generations, engine.submit(request())]:
+        last = (await read(generation)).last
+        assert isinstance(last, Failed)
+        assert last.code == "draining"
+
+
+async def test_a_model_that_does_not_load_is_one_plain_error(autojump_clock: MockClock) -> None:
+    def fail() -> ScriptedBackend:
+        raise ModelFileError("model.gguf is not a GGUF file")
+
+    with pytest.raises(ModelFileError):
+        await serve_scripted_engine("model", bytes(32), fail, EngineConfig())
+
+
+async def test_a_model_that_cannot_compute_is_closed_again(autojump_clock: MockClock) -> None:
+    @attrs.define(kw_only=True)
+    class Broken(ScriptedBackend):
+        def decode(self, chunks: Any) -> None:
+            raise BackendError("out of memory")
+
+    backend = Broken()
+    with pytest.raises(BackendError, match="out of memory"):
+        await serve_scripted_engine("model", bytes(32), lambda: backend, EngineConfig())
+    assert backend.closed
+
+
+async def test_the_state_tells_rates(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(slots=1, token_time=0.001, step_time=0.02)
+    idle = engine.state()
+    assert (idle.name, idle.slots, idle.n_ctx) == ("model", 1, 2048)
+    assert idle.tokens_per_second > 0, "measured before the first request"
+    for _ in range(10):
+        await ask(engine, "word " * 100)
+    state = engine.state()
+    assert state.tokens_per_second == pytest.approx(50, rel=0.1)
+    assert state.prefill_tokens_per_second == pytest.approx(100 / 0.119, rel=0.1)
+    assert state.ttft_s == pytest.approx(32 / 840 + 0.02, rel=0.2)
+    generation = engine.submit(request(max_tokens=20))
+    await generation.receive()
+    assert engine.state().ttft_s > 0.4

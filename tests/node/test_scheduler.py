@@ -1,0 +1,134 @@
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from llamanet.node.detokenize import TextStream
+from llamanet.node.scheduler import Scheduler
+from llamanet.node.sequence import Sequence
+from llamanet.wire.inference import Generate
+
+
+def sequence(serial: int, prompt: int) -> Sequence:
+    return Sequence(
+        serial=serial,
+        request=Generate(id=serial, prompt=""),
+        tokens=list(range(prompt)),
+        prompt_tokens=prompt,
+        limit=10_000,
+        seed=0,
+        text=TextStream(),
+        arrived=0.0,
+    )
+
+
+def sizes(scheduler: Scheduler) -> list[tuple[int, int, bool]]:
+    return [(part.serial, len(chunk.tokens), chunk.draws) for part, chunk in scheduler.plan().parts]
+
+
+def test_slots_go_to_the_oldest() -> None:
+    scheduler = Scheduler(slots=2, n_batch=8)
+    first, second, third = (sequence(serial, 3) for serial in range(3))
+    for waiting in (first, second, third):
+        scheduler.add(waiting)
+    assert [s.serial for _, s in scheduler.admit()] == [0, 1]
+    assert scheduler.admit() == []
+    scheduler.remove(first)
+    assert [s.serial for _, s in scheduler.admit()] == [2]
+    assert sorted(scheduler.running) == [0, 1]
+
+
+def test_streams_come_before_prompts_and_prompts_fill_the_batch() -> None:
+    scheduler = Scheduler(slots=3, n_batch=8)
+    stream, long, short = sequence(0, 4), sequence(1, 20), sequence(2, 2)
+    for each in (long, stream, short):
+        scheduler.add(each)
+    scheduler.admit()
+    stream.computed = 3
+    assert sizes(scheduler) == [(0, 1, True), (1, 7, False)]
+    long.computed = 18
+    assert sizes(scheduler) == [(0, 1, True), (1, 2, True), (2, 2, True)]
+
+
+def test_a_chunk_goes_on_where_the_last_one_ended() -> None:
+    scheduler = Scheduler(slots=1, n_batch=4)
+    prompt = sequence(0, 6)
+    scheduler.add(prompt)
+    scheduler.admit()
+    prompt.computed = 4
+    (_, chunk), *_ = scheduler.plan().parts
+    assert (chunk.slot, chunk.start, list(chunk.tokens), chunk.draws) == (0, 4, [4, 5], True)
+
+
+def test_a_paused_sequence_is_left_out_and_keeps_its_slot() -> None:
+    scheduler = Scheduler(slots=1, n_batch=4)
+    paused, waiting = sequence(0, 2), sequence(1, 2)
+    scheduler.add(paused)
+    scheduler.add(waiting)
+    scheduler.admit()
+    paused.paused_at = 1.0
+    assert sizes(scheduler) == []
+    assert scheduler.admit() == []
+    assert list(scheduler.running.values()) == [paused]
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Any order of arrivals, steps, pauses and departures, against what must hold in all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(slots=3, n_batch=7)
+        self.alive: list[Sequence] = []
+        self.serial = 0
+
+    @rule(prompt=st.integers(1, 30))
+    def arrive(self, prompt: int) -> None:
+        self.serial += 1
+        self.alive.append(sequence(self.serial, prompt))
+        self.scheduler.add(self.alive[-1])
+
+    @rule()
+    def step(self) -> None:
+        waiting = list(self.scheduler.waiting)
+        admitted = [each for _, each in self.scheduler.admit()]
+        assert admitted == waiting[: len(admitted)]
+        plan = self.scheduler.plan()
+        assert plan.tokens <= 7
+        slots = [chunk.slot for chunk in plan.chunks]
+        assert len(set(slots)) == len(slots)
+        for part, chunk in plan.parts:
+            assert part.paused_at is None
+            assert chunk.start == part.computed
+            assert list(chunk.tokens) == part.tokens[chunk.start : chunk.start + len(chunk.tokens)]
+            part.computed += len(chunk.tokens)
+            assert chunk.draws == (part.computed == len(part.tokens))
+            if chunk.draws:
+                part.tokens.append(0)
+        drawing = {part.serial for part, chunk in plan.parts if chunk.draws}
+        streams = {s.serial for s in self.scheduler.running.values() if s.generated > 1 and s.paused_at is None}
+        assert streams <= drawing, "every stream draws in every step"
+        active = any(s.paused_at is None for s in self.scheduler.running.values())
+        assert bool(plan.parts) == active
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        gone = data.draw(st.sampled_from(self.alive))
+        self.alive.remove(gone)
+        self.scheduler.remove(gone)
+
+    @precondition(lambda self: self.scheduler.running)
+    @rule(data=st.data())
+    def pause(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.sampled_from(list(self.scheduler.running.values())))
+        chosen.paused_at = None if chosen.paused_at else 1.0
+
+    @invariant()
+    def nobody_is_lost(self) -> None:
+        running = list(self.scheduler.running.values())
+        assert {s.serial for s in [*running, *self.scheduler.waiting]} == {s.serial for s in self.alive}
+        assert len(running) <= 3
+        assert all(self.scheduler.running[s.slot] is s for s in running if s.slot is not None)
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
