@@ -93,14 +93,15 @@ class Announcer:
         return self._dht.observed_hosts() or self._local_hosts
 
     async def serve(self) -> None:
-        """Announce until cancelled, and then withdraw, as far as that goes within `WITHDRAW_S`."""
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch_peers)
-                await self._keep_announcing()
-        finally:
-            with trio.CancelScope(deadline=trio.current_time() + WITHDRAW_S, shield=True):
-                await self._withdraw(self._names)
+        """Announce until cancelled. `withdraw` takes back what was announced."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_peers)
+            await self._keep_announcing()
+
+    async def withdraw(self) -> None:
+        """Take back everything, as far as that goes within `WITHDRAW_S`."""
+        with trio.move_on_after(WITHDRAW_S):
+            await self._withdraw(self._names)
 
     async def _keep_announcing(self) -> None:
         shared_due, hosts = -math.inf, self.hosts()

@@ -144,20 +144,20 @@ class Host:
     async def serve(
         self,
         dht: Dht,
-        listeners: Sequence[trio.SocketListener],
+        listeners: Sequence[trio.abc.Listener[trio.abc.Stream]],
+        address: Address,
         *,
         announce: str | None = None,
         heartbeat_interval: float = 10.0,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Answer on `listeners` and announce the models on `dht`, until cancelled or drained."""
-        host, port = listeners[0].socket.getsockname()[:2]
+        """Answer on `listeners`, bound to `address`, and announce the models on `dht`, until cancelled or drained."""
 
         def describe(hosts: tuple[str, ...]) -> Announcement:
-            return self._describe(hosts, port, dht.port)
+            return self._describe(hosts, address.port, dht.port)
 
         self._announcer = Announcer(
-            dht, describe, announce=announce, bound_host=host, heartbeat_interval=heartbeat_interval
+            dht, describe, announce=announce, bound_host=address.host, heartbeat_interval=heartbeat_interval
         )
         try:
             async with trio.open_nursery() as nursery:
@@ -165,6 +165,7 @@ class Host:
                 task_status.started()
                 with self._announcing:
                     await self._announcer.serve()
+                await self._announcer.withdraw()
                 with trio.move_on_after(DRAIN_S):
                     await self.endpoint.wait_idle()
                 nursery.cancel_scope.cancel()
@@ -252,7 +253,7 @@ async def _serve_node(config: NodeConfig, task_status: trio.TaskStatus[Node]) ->
         n_threads=config.n_threads,
         n_gpu_layers=config.n_gpu_layers,
     )
-    bind_to = await _resolve(config.host)
+    bind_to = await resolve_host(config.host)
     dht_config = DhtConfig(
         hosts=(bind_to,),
         port=config.dht_port,
@@ -263,8 +264,8 @@ async def _serve_node(config: NodeConfig, task_status: trio.TaskStatus[Node]) ->
     async with trio.open_nursery() as nursery:
         for path in config.model_path:
             await nursery.start(host.serve_model, await open_model(path, settings, data_dir))
-        listener = await _listen(bind_to, config.port)
-        port = listener.socket.getsockname()[1]
+        listener = await listen(bind_to, config.port)
+        address = Address(*listener.socket.getsockname()[:2])
 
         async def dht_service(*, task_status: trio.TaskStatus[Dht]) -> None:
             await serve_dht(identity, dht_config, live_state=host.live_state, task_status=task_status)
@@ -280,12 +281,14 @@ async def _serve_node(config: NodeConfig, task_status: trio.TaskStatus[Node]) ->
             identity.node_id.hex(),
             ", ".join(host.endpoint.engines),
             config.host,
-            port,
+            address.port,
             "plain" if config.no_tls else "TLS",
             dht.port,
         )
-        task_status.started(Node(host, dht, port))
-        await host.serve(dht, [listener], announce=config.announce, heartbeat_interval=config.heartbeat_interval)
+        task_status.started(Node(host, dht, address.port))
+        await host.serve(
+            dht, [listener], address, announce=config.announce, heartbeat_interval=config.heartbeat_interval
+        )
         nursery.cancel_scope.cancel()
 
 
@@ -309,7 +312,7 @@ async def run_node(config: NodeConfig) -> None:
                     nodes[0].host.drain()
 
 
-async def _resolve(host: str) -> str:
+async def resolve_host(host: str) -> str:
     """The IP address to bind for `host`. Raises `UserError`."""
     try:
         found = await trio.socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -318,7 +321,7 @@ async def _resolve(host: str) -> str:
     return str(found[0][4][0])
 
 
-async def _listen(host: str, port: int) -> trio.SocketListener:
+async def listen(host: str, port: int) -> trio.SocketListener:
     """A listening TCP socket. Raises `UserError`."""
     sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:

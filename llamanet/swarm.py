@@ -1,0 +1,205 @@
+"""A swarm as an application sees it: join it, ask it, and serve to it, all in one trio process.
+
+>>> async with Swarm(bootstrap_nodes=["127.0.0.1:8001"]) as swarm:  # doctest: +SKIP
+...     reply = await swarm.generate("What is LlamaNet?", max_tokens=64)
+...     await swarm.serve("models/other.gguf")
+"""
+
+import contextlib
+import sys
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from llamanet.client.census import ModelView, NodeView
+from llamanet.client.client import Messages, SwarmClient
+from llamanet.client.generation import Chunk, Hop, Reply, Stream
+from llamanet.client.join import as_peers, as_swarm_key, local_addresses
+from llamanet.dht.service import Dht, DhtConfig, serve_dht
+from llamanet.errors import ungrouped
+from llamanet.wire.envelope import Network
+from llamanet.wire.identity import Identity
+from llamanet.wire.rpc import Address, ModelState
+
+if TYPE_CHECKING:
+    from llamanet.node.service import Host, Model
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+__all__ = ["Chunk", "Hop", "Messages", "ModelView", "NodeView", "Reply", "Stream", "Swarm"]
+
+
+class Swarm:
+    """A member of a swarm, as an async context manager.
+
+    It only asks, until `serve` makes it a node. Errors of the block come out as they are; leaving the block without
+    one drains what is served.
+    """
+
+    def __init__(
+        self,
+        bootstrap_nodes: str | Iterable[str] = (),
+        *,
+        dht_port: int = 0,
+        swarm_key: bytes | str | None = None,
+        swarm_key_file: Path | str | None = None,
+        min_tps: float = 0.0,
+        max_load: float | None = None,
+        node_id: str | None = None,
+        host: str = "0.0.0.0",
+        port: int = 0,
+        announce: str | None = None,
+        no_tls: bool = False,
+        heartbeat_interval: float = 10.0,
+        data_dir: Path | None = None,
+    ) -> None:
+        """Nothing happens before the block is entered.
+
+        Args:
+          bootstrap_nodes: `host:port` of nodes to join through, as a list or separated by commas; with none this is a
+            swarm of its own.
+          dht_port: our UDP port; 0 takes any free one.
+          swarm_key: a private swarm's key, 32 bytes or their hexadecimal digits; or `swarm_key_file`, which holds it.
+          min_tps: tokens a second of one stream, below which no node will do.
+          max_load: requests running and waiting for each slot, above which no node will do.
+          node_id, host, port, announce, no_tls, heartbeat_interval: as the flags of `llamanet node`, for `serve`.
+          data_dir: where the digests of model files are remembered; default: the platform's place for data.
+
+        Raises `UserError` for a bootstrap peer or a key that cannot be one.
+        """
+        self._config = DhtConfig(
+            port=dht_port,
+            bootstrap=as_peers(bootstrap_nodes),
+            network=Network(swarm_key=as_swarm_key(swarm_key, swarm_key_file)),
+            client_mode=True,
+        )
+        self._min_tps = min_tps
+        self._max_load = max_load
+        self._node_id = node_id
+        self._bind_to = (host, port)
+        self._announce = announce
+        self._no_tls = no_tls
+        self._heartbeat_interval = heartbeat_interval
+        self._data_dir = data_dir
+        self._identity = Identity.generate()
+        self._host: Host | None = None
+        self._host_ended = trio.Event()
+        self._starting_host = trio.Lock()
+
+    async def __aenter__(self) -> "Swarm":
+        """Raises `UserError` if `dht_port` is taken. Does not wait for the swarm: requests do."""
+        self._running = contextlib.asynccontextmanager(self._run)()
+        with ungrouped():
+            await self._running.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        try:
+            return await self._running.__aexit__(kind, error, traceback)
+        except BaseExceptionGroup as group:
+            # The nursery wraps the block's own error; whoever wrote the block knows of no nursery.
+            if error is not None and group.exceptions == (error,):
+                return False
+            raise
+
+    async def _run(self) -> AsyncGenerator[None, None]:
+        config = attrs.evolve(self._config, hosts=local_addresses())
+
+        async def dht_service(*, task_status: trio.TaskStatus[Dht]) -> None:
+            await serve_dht(self._identity, config, live_state=self._live_state, task_status=task_status)
+
+        async with trio.open_nursery() as nursery:
+            self._dht: Dht = await nursery.start(dht_service)
+            self._nursery = nursery
+            self._client = SwarmClient(self._dht, nursery, min_tps=self._min_tps, max_load=self._max_load)
+            yield
+            if self._host is not None:
+                self._host.drain()
+                await self._host_ended.wait()
+            nursery.cancel_scope.cancel()
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    def stream(
+        self, prompt: str | None = None, *, messages: Messages | None = None, **options: Any
+    ) -> AbstractAsyncContextManager[Stream]:
+        """A generation, chunk by chunk; see `SwarmClient.stream` for all `options` and errors."""
+        return self._client.stream(prompt, messages=messages, **options)
+
+    async def generate(self, prompt: str | None = None, *, messages: Messages | None = None, **options: Any) -> Reply:
+        """A whole generation; takes what `stream` takes, and raises what it raises."""
+        return await self._client.generate(prompt, messages=messages, **options)
+
+    async def nodes(self, model: str | None = None) -> list[NodeView]:
+        """The nodes that are alive, or those that serve `model`, with their live state. Raises `NotJoined`."""
+        return await self._client.nodes(model)
+
+    async def models(self) -> list[ModelView]:
+        """The models that can be asked for. Raises `NotJoined`."""
+        return await self._client.models()
+
+    # --- serving -----------------------------------------------------------------------------------------------------
+
+    async def serve(
+        self,
+        model: "str | Path | Model",
+        *,
+        n_ctx: int = 2048,
+        n_batch: int = 512,
+        n_parallel: int = 4,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+    ) -> None:
+        """Serve `model`, a GGUF file, from this process too; returns once it is loaded and can be asked.
+
+        The first call makes this member a node: it opens the inference port and answers to the DHT. The settings are
+        as the flags of `llamanet node`. Raises `ModelFileError` or another `UserError`.
+        """
+        # Whoever only asks needs neither llama.cpp nor a certificate.
+        from llamanet.node.service import LlamaSettings, Model, default_data_dir, open_model
+
+        if not isinstance(model, Model):
+            settings = LlamaSettings(
+                n_ctx=n_ctx, n_batch=n_batch, n_parallel=n_parallel, n_threads=n_threads, n_gpu_layers=n_gpu_layers
+            )
+            model = await open_model(Path(model), settings, self._data_dir or default_data_dir())
+        with ungrouped():
+            async with self._starting_host:
+                host = self._host or await self._start_host()
+            await self._nursery.start(host.serve_model, model)
+
+    async def _start_host(self) -> "Host":
+        from llamanet.node.service import Host, listen, resolve_host
+
+        host = Host(self._identity, label=self._node_id, tls=not self._no_tls)
+        name, port = self._bind_to
+        listener = await listen(await resolve_host(name), port)
+
+        async def serve_host(*, task_status: trio.TaskStatus[None]) -> None:
+            try:
+                await host.serve(
+                    self._dht,
+                    [listener],
+                    Address(*listener.socket.getsockname()[:2]),
+                    announce=self._announce,
+                    heartbeat_interval=self._heartbeat_interval,
+                    task_status=task_status,
+                )
+            finally:
+                self._host_ended.set()
+
+        self._dht.client_mode = False
+        self._host = host
+        await self._nursery.start(serve_host)
+        return host
+
+    def _live_state(self, model: str | None) -> tuple[bool, tuple[ModelState, ...]]:
+        return (False, ()) if self._host is None else self._host.live_state(model)
