@@ -90,7 +90,8 @@ class Swarm:
         self._identity = Identity.generate()
         self._host: Host | None = None
         self._host_ended = trio.Event()
-        self._starting_host = trio.Lock()
+        self._opening = trio.Lock()
+        self._open = False
 
     async def __aenter__(self) -> "Swarm":
         """Raises `UserError` if `dht_port` is taken. Does not wait for the swarm: requests do."""
@@ -121,7 +122,7 @@ class Swarm:
             self._nursery = nursery
             self._client = SwarmClient(self._dht, nursery, min_tps=self._min_tps, max_load=self._max_load)
             yield
-            if self._host is not None:
+            if self._host is not None and self._open:
                 self._host.drain()
                 await self._host_ended.wait()
             nursery.cancel_scope.cancel()
@@ -158,13 +159,13 @@ class Swarm:
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
     ) -> None:
-        """Serve `model`, a GGUF file, from this process too; returns once it is loaded and can be asked.
+        """Serve `model`, a GGUF file, from this process too; returns once it can be found and asked.
 
         The first call makes this member a node: it opens the inference port and answers to the DHT. The settings are
         as the flags of `llamanet node`. Raises `ModelFileError` or another `UserError`.
         """
         # Whoever only asks needs neither llama.cpp nor a certificate.
-        from llamanet.node.service import LlamaSettings, Model, default_data_dir, open_model
+        from llamanet.node.service import Host, LlamaSettings, Model, default_data_dir, open_model
 
         if not isinstance(model, Model):
             settings = LlamaSettings(
@@ -172,23 +173,27 @@ class Swarm:
             )
             model = await open_model(Path(model), settings, self._data_dir or default_data_dir())
         with ungrouped():
-            async with self._starting_host:
-                host = self._host or await self._start_host()
-            await self._nursery.start(host.serve_model, model)
+            if self._host is None:
+                self._host = Host(self._identity, label=self._node_id, tls=not self._no_tls)
+            await self._nursery.start(self._host.serve_model, model)
+            async with self._opening:
+                if not self._open:
+                    await self._open_host(self._host)
+            await self._host.wait_announced()
 
-    async def _start_host(self) -> "Host":
-        from llamanet.node.service import Host, listen, resolve_host
+    async def _open_host(self, host: "Host") -> None:
+        from llamanet.node.service import listen, resolve_host
 
-        host = Host(self._identity, label=self._node_id, tls=not self._no_tls)
         name, port = self._bind_to
         listener = await listen(await resolve_host(name), port)
 
         async def serve_host(*, task_status: trio.TaskStatus[None]) -> None:
+            address = Address(*listener.socket.getsockname()[:2])
             try:
                 await host.serve(
                     self._dht,
                     [listener],
-                    Address(*listener.socket.getsockname()[:2]),
+                    address,
                     announce=self._announce,
                     heartbeat_interval=self._heartbeat_interval,
                     task_status=task_status,
@@ -196,10 +201,9 @@ class Swarm:
             finally:
                 self._host_ended.set()
 
-        self._dht.client_mode = False
-        self._host = host
         await self._nursery.start(serve_host)
-        return host
+        self._dht.client_mode = False
+        self._open = True
 
     def _live_state(self, model: str | None) -> tuple[bool, tuple[ModelState, ...]]:
         return (False, ()) if self._host is None else self._host.live_state(model)

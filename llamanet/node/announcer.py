@@ -78,6 +78,7 @@ class Announcer:
         self._heartbeat_interval = heartbeat_interval
         self._rng = rng or Random()
         self._changed = trio.Event()
+        self._settled = trio.Event()
         self._names: set[str] = set()
         """Of the keys that hold something of ours, as far as we know."""
         self._told: object = None
@@ -85,6 +86,12 @@ class Announcer:
     def refresh(self) -> None:
         """What the node serves has changed: tell it now."""
         self._changed.set()
+        if self._settled.is_set():
+            self._settled = trio.Event()
+
+    async def wait_settled(self) -> None:
+        """Return when all that the node serves is published."""
+        await self._settled.wait()
 
     def hosts(self) -> tuple[str, ...]:
         """The hosts that others can reach the node by, best first."""
@@ -111,6 +118,8 @@ class Announcer:
                 self._changed, hosts = trio.Event(), self.hosts()
                 shared_due = now + self._jittered(SHARED_INTERVAL_S)
                 await self._publish_all(hosts)
+                if not self._changed.is_set():
+                    self._settled.set()
             else:
                 await self._publish(self._own_records(self._describe(hosts).node))
             with trio.move_on_after(self._jittered(self._heartbeat_interval)):
@@ -126,7 +135,7 @@ class Announcer:
                 continue
             known = contacts
             if len(contacts) <= SMALL_SWARM:
-                self._changed.set()
+                self.refresh()
             await trio.sleep(SPACING_S)
 
     async def _publish_all(self, hosts: tuple[str, ...]) -> None:

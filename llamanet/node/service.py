@@ -172,6 +172,11 @@ class Host:
         finally:
             self._announcer = None
 
+    async def wait_announced(self) -> None:
+        """Return when all that is served is published. Only while `serve` runs."""
+        if self._announcer is not None:
+            await self._announcer.wait_settled()
+
     def drain(self) -> None:
         """Take no new requests, withdraw what was announced, and end `serve` when what runs has finished."""
         self.endpoint.draining = True
