@@ -1,21 +1,27 @@
 """`llamanet ask`: one question to the swarm. The text streams to standard output, all else goes to standard error."""
 
+import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from llamanet.cli import Stopped
 from llamanet.cli.logs import set_up_logging
 from llamanet.cli.options import bootstrap_nodes, log_settings, swarm_key_file
+
+if TYPE_CHECKING:
+    from llamanet.client.generation import Stream
 
 
 @click.command("ask")
 @click.argument("prompt")
 @bootstrap_nodes(required=True)
-@click.option("--model", metavar="NAME", help="Ask only nodes that serve this model.  [default: any model]")
-@click.option("--max-tokens", type=int, help="Stop after so many tokens.  [default: when the model ends]")
+@click.option("--model", metavar="NAME", show_default="any", help="Ask only nodes that serve this model.")
+@click.option("--max-tokens", type=int, show_default="until the model ends", help="Stop after so many tokens.")
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0: always the likeliest token.")
-@click.option("--seed", type=int, help="The same seed draws the same answer.  [default: a new one]")
+@click.option("--seed", type=int, show_default="a new one", help="The same seed draws the same answer.")
 @click.option("--no-chat", is_flag=True, help="Complete PROMPT as it is, without the model's chat template.")
 @swarm_key_file
 @log_settings("warning")
@@ -31,7 +37,7 @@ def command(
     log_level: str,
     log_format: str,
 ) -> None:
-    """Ask the swarm PROMPT, and stream the answer. PROMPT "-" is read from standard input."""
+    """Ask the swarm PROMPT, and stream the answer; "-" reads the prompt from standard input."""
     set_up_logging(log_level, log_format)
     if prompt == "-":
         prompt = sys.stdin.read()
@@ -40,15 +46,38 @@ def command(
     from llamanet.swarm import Swarm
 
     async def ask() -> None:
-        async with Swarm(bootstrap_nodes=bootstrap_nodes, swarm_key_file=swarm_key_file) as swarm:
-            question = {"prompt": prompt} if no_chat else {"messages": [{"role": "user", "content": prompt}]}
-            async with swarm.stream(
-                **question, model=model, max_tokens=max_tokens, temperature=temperature, seed=seed
-            ) as stream:
-                async for chunk in stream:
-                    sys.stdout.write(chunk.text)
-                    sys.stdout.flush()
-            print()
-            click.echo(stream.usage, err=True)
+        async with (
+            Swarm(bootstrap_nodes=bootstrap_nodes, swarm_key_file=swarm_key_file) as swarm,
+            swarm.stream(
+                prompt if no_chat else None,
+                messages=None if no_chat else [{"role": "user", "content": prompt}],
+                model=model,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+            ) as stream,
+        ):
+            async for chunk in stream:
+                write(chunk.text)
+            write("\n")
+        click.echo(closing_line(stream), err=True)
 
     run_until_signalled(ask)
+
+
+def write(text: str) -> None:
+    """Put `text` on standard output at once. Raises `Stopped` if nobody reads there any more."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise Stopped(signal.SIGPIPE) from error
+
+
+def closing_line(stream: "Stream") -> str:
+    """Who answered, how much, how fast, and by which detours."""
+    parts = [stream.node_id or "nobody", f"{len(stream.token_ids)} tokens"]
+    if stream.ttft is not None:
+        parts += [f"{stream.tokens_per_second:.1f} tokens/s", f"first token after {stream.ttft:.2f} s"]
+    parts += [f"moved on from {hop.node_id} ({hop.reason})" for hop in stream.hops]
+    return ", ".join(parts)

@@ -33,11 +33,11 @@ def _peers(context: click.Context, option: click.Parameter, value: str) -> tuple
 
 def bootstrap_nodes(*, required: bool) -> Callable[[F], F]:
     """`--bootstrap-nodes`; a node can do without, for it may be the first one."""
+    need: dict[str, Any] = {"required": True} if required else {"default": ""}
     return setting(
         "bootstrap_nodes",
+        **need,
         callback=_peers,
-        required=required,
-        default=None if required else "",
         metavar="HOST:PORT,...",
         help="DHT addresses (UDP) of nodes to join the swarm through.",
     )

@@ -16,7 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -141,20 +142,33 @@ class NodeProcess:
             self.process.stderr.close()
 
 
+def start_node(number: int, data_dir: Path, bootstrap: Sequence[str], *arguments: str) -> NodeProcess:
+    """A node on loopback, on free ports, called node-1 and so on, that keeps its files in a folder below `data_dir`."""
+    return NodeProcess(
+        *("--host", "127.0.0.1", "--port", "0", "--dht-port", "0", "--node-id", f"node-{number}"),
+        *("--data-dir", str(data_dir / str(number)), "--bootstrap-nodes", ",".join(bootstrap), *arguments),
+    )
+
+
+def close_all(nodes: Sequence[NodeProcess]) -> None:
+    """Close nodes together, so that one that takes its time to drain does not keep the others waiting."""
+    for node in nodes:
+        node.send_signal(signal.SIGTERM)
+    for node in nodes:
+        node.close()
+
+
 @contextlib.contextmanager
 def start_swarm(size: int, *arguments: str) -> Iterator[list[NodeProcess]]:
-    """`size` nodes on loopback named node-1, node-2 and so on, joined through the first one; ready when handed out.
-
-    `arguments` are for all of them. Data directories and ports are fresh ones.
-    """
-    with tempfile.TemporaryDirectory(prefix="llamanet-") as data_dir, contextlib.ExitStack() as stack:
+    """`size` nodes made by `start_node` with `arguments`, joined through the first one; ready when handed out."""
+    with tempfile.TemporaryDirectory(prefix="llamanet-") as data_dir:
         nodes: list[NodeProcess] = []
-        for number in range(1, size + 1):
-            own = ["--node-id", f"node-{number}", "--data-dir", f"{data_dir}/{number}"]
-            if nodes:
-                own += ["--bootstrap-nodes", nodes[0].wait_ready().dht_address]
-            loopback = ("--host", "127.0.0.1", "--port", "0", "--dht-port", "0")
-            nodes.append(stack.enter_context(NodeProcess(*loopback, *own, *arguments)))
-        for node in nodes:
-            node.wait_ready()
-        yield nodes
+        try:
+            for number in range(1, size + 1):
+                bootstrap = [nodes[0].wait_ready().dht_address] if nodes else []
+                nodes.append(start_node(number, Path(data_dir), bootstrap, *arguments))
+            for node in nodes:
+                node.wait_ready()
+            yield nodes
+        finally:
+            close_all(nodes)

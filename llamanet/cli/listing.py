@@ -1,0 +1,53 @@
+"""Printing what a swarm holds: a table for people, a list of objects for machines."""
+
+import json
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+if TYPE_CHECKING:
+    from llamanet.swarm import Swarm
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+WIDE = 1000
+"""Columns of what is no terminal: nothing is cut there."""
+
+
+def print_views(
+    look: "Callable[[Swarm], Awaitable[Sequence[Any]]]",
+    columns: Mapping[str, Callable[[Any], str]],
+    *,
+    bootstrap_nodes: tuple[str, ...],
+    swarm_key_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Print what `look` finds: with `as_json` all that it tells of each thing, else the `columns` of a table."""
+    # Imported only now, so that --help and a mistaken option are answered at once.
+    from llamanet.cli.signals import run_until_signalled
+    from llamanet.swarm import Swarm
+
+    views: list[Any] = []
+
+    async def fetch() -> None:
+        async with Swarm(bootstrap_nodes=bootstrap_nodes, swarm_key_file=swarm_key_file) as swarm:
+            views.extend(await look(swarm))
+
+    run_until_signalled(fetch)
+    if as_json:
+        click.echo(json.dumps([attrs.asdict(view) for view in views], indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in columns:
+        table.add_column(header)
+    for view in views:
+        # As plain text, for a node's label may hold what rich would take for markup.
+        table.add_row(*(Text(tell(view)) for tell in columns.values()))
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
