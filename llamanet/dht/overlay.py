@@ -73,7 +73,7 @@ class Overlay:
         self.own_names: set[str] = set()
         """Bootstrap peers that turned out to be ourselves."""
         self.explore = trio.Event()
-        """Set when our neighbourhood should be looked up at once."""
+        """Set when our neighbourhood should be looked up: we joined, or have a neighbour that may know of more."""
         self._client_mode = config.client_mode
         self._handlers = Handlers(
             own_id=identity.node_id,
@@ -265,7 +265,7 @@ class Overlay:
             del self._votes[next(iter(self._votes))]
         admission = self.table.answered(outcome.contact, now)
         if admission.added:
-            if len(self.table) == 1:
+            if len(self.table) == 1 or (admission.neighbour and not self._client_mode):
                 self.explore.set()
             self._note_change()
         if admission.check is not None:

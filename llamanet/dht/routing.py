@@ -57,14 +57,17 @@ class Bucket:
 
 @attrs.frozen
 class Admission:
-    """What came of a contact's answer: whether it is new in the table, and who to check if a place was wanting."""
+    """What came of a contact's answer: whether it is new in the table, and there in the bucket of our neighbours;
+    and who to check if a place was wanting."""
 
     added: bool = False
+    neighbour: bool = False
     check: Contact | None = None
 
 
 _KNOWN = Admission()
 _ADDED = Admission(added=True)
+_NEIGHBOUR = Admission(added=True, neighbour=True)
 
 
 class RoutingTable:
@@ -235,7 +238,7 @@ class RoutingTable:
             bucket = self._bucket_of(new.number)
         if len(bucket.entries) < self._k:
             self._insert(bucket, new)
-            return _ADDED
+            return _NEIGHBOUR if bucket is self._buckets[-1] else _ADDED
         bucket.waiting = [other for other in bucket.waiting if other.contact.node_id != new.contact.node_id]
         bucket.waiting.append(new)
         del bucket.waiting[: -self._k]

@@ -3,6 +3,7 @@
 Paced, so that an idle node sends a few hundred bytes a second at most, however large the swarm.
 """
 
+import math
 from random import Random
 
 import trio
@@ -12,7 +13,7 @@ from llamanet.dht.overlay import Overlay
 from llamanet.dht.storage import RecordStore
 
 EXPLORE_S = 1.0
-"""After joining, until our neighbourhood is looked up again; doubled each time."""
+"""Between two lookups of our neighbourhood at least; doubled each time that it brought no new neighbour."""
 RETRY_S = 1.0
 """Until a contact that did not answer is pinged again."""
 IDLE_S = 15.0
@@ -21,9 +22,10 @@ SAVE_S = 60.0
 
 
 async def explore(overlay: Overlay, rng: Random) -> None:
-    """Look up our own neighbourhood: on joining, soon again for others that join with us, and ever more rarely."""
+    """Look up our own neighbourhood: on joining, soon after each new neighbour, ever more rarely while none comes."""
     longest = overlay.config.refresh_interval
     pause = longest
+    looked_up_at = -math.inf
     while True:
         with trio.move_on_after(pause * rng.uniform(0.75, 1.25)):
             await overlay.explore.wait()
@@ -34,7 +36,9 @@ async def explore(overlay: Overlay, rng: Random) -> None:
             pause = min(2 * pause, longest)
         if overlay.client_mode:
             pause = longest
+        await trio.sleep_until(looked_up_at + EXPLORE_S)
         if overlay.has_contacts:
+            looked_up_at = trio.current_time()
             await overlay.find_nodes(overlay.identity.node_id, overlay.config.k)
 
 

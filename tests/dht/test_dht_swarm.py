@@ -156,13 +156,21 @@ async def test_islands_that_name_each_other_merge(autojump_clock, nursery):
     swarm = Swarm(nursery, network)
     a, b = Address("10.1.0.0", 8001), Address("10.1.0.1", 8001)
     network.partition([a, Address("10.1.0.2", 8001)], [b, Address("10.1.0.3", 8001)])
-    nodes = [await swarm.start(number, bootstrap=[a, b]) for number in range(4)]
-    await trio.sleep(120)
+    peers = ([a, b], [a, b], [a], [b])
+    nodes = [await swarm.start(number, bootstrap=peers[number]) for number in range(4)]
+    await trio.sleep(3600)
     assert ids(nodes[0].contacts()) == {nodes[2].identity.node_id}
     network.heal()
-    await trio.sleep(120)
+    await trio.sleep(60)
     for node in nodes:
         assert ids(node.contacts()) == everybody_but(node, nodes)
+
+
+async def test_a_crowd_that_joins_at_once_is_not_looked_up_for_each_comer(autojump_clock, nursery):
+    swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.001, 0.002)))
+    nodes = await swarm.start_many(30)  # takes 5 s and some joins
+    elapsed = trio.current_time()
+    assert all(node.health().lookups <= elapsed + 3 for node in nodes)
 
 
 async def test_a_restart_rejoins_without_its_bootstrap_peers(autojump_clock, nursery, tmp_path):
@@ -180,6 +188,27 @@ async def test_a_restart_rejoins_without_its_bootstrap_peers(autojump_clock, nur
         await again.wait_joined()
         await trio.sleep(1)
     assert ids(again.contacts()) == everybody_but(again, nodes[1:])
+
+
+async def test_contacts_of_the_last_run_are_asked_again_after_all_were_lost(autojump_clock, nursery, tmp_path):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(2)
+    path = tmp_path / "contacts.json"
+    node = await swarm.start(9, bootstrap=[nodes[0]], contacts_path=path)
+    await trio.sleep(5)
+    swarm.kill(node)
+    await trio.sleep(1)
+    again = await swarm.start(9, contacts_path=path)
+    await trio.sleep(5)
+    assert len(again.contacts()) == 2
+    for other in nodes:
+        swarm.network.pause(swarm.addresses[other])
+    await trio.sleep(120)
+    assert again.contacts() == ()
+    for other in nodes:
+        swarm.network.resume(swarm.addresses[other])
+    await trio.sleep(60)
+    assert ids(again.contacts()) == everybody_but(again, nodes)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '[["00","10.0.0.1",1]]', '[["zz","1",1]]', '{"a":1}', "[[1,2,3]]"])
@@ -232,15 +261,27 @@ async def test_records_live_at_the_nearest_nodes_and_anybody_finds_them(autojump
 
 async def test_many_publishers_of_one_key_are_all_found(autojump_clock, nursery):
     swarm = Swarm(nursery)
-    nodes = await swarm.start_many(30)
+    nodes = await swarm.start_many(40)
     for number, node in enumerate(nodes):
         await node.publish(key("hot"), b"%d" % number + b"." * 200, lifetime=600)
-    records = await nodes[7].get(key("hot"))
-    assert {record.publisher for record in records} == {node.identity.node_id for node in nodes}
-    assert len(await nodes[7].get(key("hot"), limit=5)) == 5
-    async with nodes[9].find(key("hot"), limit=10) as records:
-        streamed = [record async for record in records]
-    assert len({record.publisher for record in streamed}) == len(streamed) == 10
+    everybody = {node.identity.node_id for node in nodes}
+    ranked = closest_nodes(nodes, key("hot"), 40)
+    for node in (ranked[0], ranked[39]):  # one that holds the key, and one that does not
+        assert {record.publisher for record in await node.get(key("hot"))} == everybody
+        assert len(await node.get(key("hot"), limit=5)) == 5
+        async with node.find(key("hot"), limit=10) as records:
+            streamed = [record async for record in records]
+        assert len({record.publisher for record in streamed}) == len(streamed) == 10
+
+
+async def test_one_holder_tells_all_that_it_has(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    holder = await swarm.start(0)
+    for number in range(100, 160):
+        publisher = await swarm.start(number, bootstrap=[holder], client_mode=True)
+        await publisher.wait_joined()
+        await publisher.publish(key("hot"), b"." * 200, lifetime=600)
+    assert len(await publisher.get(key("hot"))) == 60
 
 
 async def test_a_stream_of_records_can_be_left_early(autojump_clock, nursery):
@@ -264,7 +305,10 @@ async def test_records_expire_by_the_wall_clock_and_leave_the_stores(autojump_cl
     assert len(await nodes[1].get(key("x"))) == 1
     await trio.sleep(3)
     assert await nodes[1].get(key("x")) == []
-    await trio.sleep(10)
+    await nodes[0].publish(key("never read"), b"v", lifetime=60)
+    await trio.sleep(59)
+    assert [node.health().stored_records for node in nodes] == [1] * 5
+    await trio.sleep(8)
     assert [node.health().stored_records for node in nodes] == [0] * 5
 
 
