@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, show_default="a new one", help="The same seed draws the same answer.")
 @click.option("--no-chat", is_flag=True, help="Complete PROMPT as it is, without the model's chat template.")
 @swarm_key_file
-@log_settings("warning")
+@log_settings("error")
 def command(
     prompt: str,
     bootstrap_nodes: tuple[str, ...],

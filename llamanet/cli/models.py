@@ -13,7 +13,7 @@ from llamanet.cli.options import bootstrap_nodes, log_settings, swarm_key_file
 @bootstrap_nodes(required=True)
 @as_json_option
 @swarm_key_file
-@log_settings("warning")
+@log_settings("error")
 def command(
     bootstrap_nodes: tuple[str, ...], as_json: bool, swarm_key_file: Path | None, log_level: str, log_format: str
 ) -> None:

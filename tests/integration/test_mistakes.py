@@ -1,5 +1,6 @@
 """What else a user or a stranger can do wrong, on the real command line: one line and the right status, or no harm."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -106,22 +107,30 @@ def test_garbage_on_udp_and_tcp_changes_nothing(run, bootstrap, swarm_of_three):
     assert not any("Traceback" in entry["message"] or "error" in entry for entry in node.log)
 
 
-def test_garbage_inside_tls(swarm_of_three):
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: llamanet.v1.json\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("greeting", "garbage"),
+    [(b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"), (b"", b"\xff" * 1000 + b"\r\n\r\n"), (UPGRADE, b"\xff" * 1000)],
+    ids=["http", "bytes", "frames"],
+)
+def test_garbage_inside_tls_ends_its_own_connection(swarm_of_three, greeting, garbage):
     node = swarm_of_three[0]
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    for request in (
-        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-        os.urandom(1000),
-        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: llamanet.v1.json\r\n\r\n"
-        + os.urandom(1000),
+    with (
+        socket.create_connection(("127.0.0.1", node.port), timeout=WITHIN_S) as tcp,
+        context.wrap_socket(tcp, server_hostname="x") as tls,
     ):
-        with (
-            socket.create_connection(("127.0.0.1", node.port), timeout=WITHIN_S) as tcp,
-            context.wrap_socket(tcp, server_hostname="x") as tls,
-        ):
-            tls.sendall(request)
+        if greeting:
+            tls.sendall(greeting)
+            assert tls.recv(4096).startswith(b"HTTP/1.1 101 ")
+        tls.sendall(garbage)
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
             while tls.recv(4096):
                 pass
     assert node.process.poll() is None
