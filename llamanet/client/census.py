@@ -118,7 +118,7 @@ def _view(
 
 async def list_models(dht: Dht, directory: Directory) -> list[ModelView]:
     """The models that answering nodes serve, by name."""
-    names = await directory.models()
+    names = await directory.models(fresh=True)
     views: list[ModelView] = []
 
     async def look_at(name: str) -> None:

@@ -33,20 +33,18 @@ class Choice:
         dht: Dht,
         directory: Directory,
         *,
-        model: str | None,
         wishes: Wishes,
         prompt_tokens: int,
         failures: Mapping[PublicKey, int],
         rng: Random,
     ) -> None:
-        """`model` None takes any. `failures` counts how often each node failed this request so far."""
+        """`failures` counts how often each node failed this request so far."""
         self.reasons: dict[str, str] = {}
         """By label, why a node was passed over."""
         self.busy: dict[str, float] = {}
         """By label, after how many seconds a busy node wants to be asked again."""
         self._dht = dht
         self._directory = directory
-        self._model = model
         self._wishes = wishes
         self._prompt_tokens = prompt_tokens
         self._failures = failures
@@ -79,13 +77,14 @@ class Choice:
     async def nobody(self) -> NoNodeServes | SwarmBusy:
         """The error that says why no node is left."""
         if self.busy:
-            return SwarmBusy(self._model, len(self._known), min(self.busy.values()))
-        served = tuple(await self._directory.models())
+            return SwarmBusy(self._wishes.model, len(self._known), min(self.busy.values()))
+        served = tuple(await self._directory.models(fresh=True))
         reasons = tuple(f"{label}: {reason}" for label, reason in self.reasons.items())
-        return NoNodeServes(self._model, len(self._known), served, reasons)
+        return NoNodeServes(self._wishes.model, len(self._known), served, reasons)
 
     async def _look_up(self, *, fresh: bool) -> None:
-        models = [self._model] if self._model is not None else (await self._directory.models())[:ANY_MODELS]
+        model = self._wishes.model
+        models = [model] if model is not None else (await self._directory.models(fresh=fresh))[:ANY_MODELS]
         for model in models:
             for service in await self._directory.services(model, fresh=fresh):
                 if service not in self._known:

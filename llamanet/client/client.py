@@ -104,6 +104,7 @@ class SwarmClient:
         """
         wishes = attrs.evolve(
             self._wishes,
+            model=model,
             digest=digest,
             min_tps=self._wishes.min_tps if min_tps is None else min_tps,
             max_load=self._wishes.max_load if max_load is None else max_load,
@@ -114,7 +115,6 @@ class SwarmClient:
             return Choice(
                 self._dht,
                 self._directory,
-                model=model,
                 wishes=wishes,
                 prompt_tokens=prompt_tokens,
                 failures=failures,

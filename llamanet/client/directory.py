@@ -6,6 +6,9 @@ Rules:
 - What does not decode is left out, never reported: anybody may publish under any key.
 """
 
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
 import attrs
 import trio
 
@@ -21,6 +24,8 @@ from llamanet.wire.facts import (
     model_key_name,
 )
 from llamanet.wire.identity import NodeId, PublicKey, node_id_of
+
+T = TypeVar("T")
 
 FRESH_S = 10.0
 MAX_SERVICES = 64
@@ -52,18 +57,31 @@ class NodeRecord:
     facts: NodeFacts
 
 
+@attrs.frozen
+class _Found(Generic[T]):
+    """What a lookup found. Nothing is never fresh: whatever is missing may have come meanwhile."""
+
+    entries: Sequence[T]
+    at: float = attrs.field(factory=trio.current_time)
+
+    @property
+    def is_fresh(self) -> bool:
+        return bool(self.entries) and trio.current_time() - self.at < FRESH_S
+
+
 class Directory:
-    """The services that a client has looked up."""
+    """What a client has looked up."""
 
     def __init__(self, dht: Dht) -> None:
         self._dht = dht
-        self._found: dict[str, tuple[float, list[Service]]] = {}
+        self._services: dict[str, _Found[Service]] = {}
+        self._names: _Found[str] | None = None
 
-    async def services(self, model: str, *, fresh: bool = False) -> list[Service]:
+    async def services(self, model: str, *, fresh: bool = False) -> Sequence[Service]:
         """The nodes that serve `model`; `fresh` looks them up now."""
-        found_at, services = self._found.get(model, (-FRESH_S, []))
-        if not fresh and services and trio.current_time() - found_at < FRESH_S:
-            return services
+        found = self._services.get(model)
+        if not fresh and found is not None and found.is_fresh:
+            return found.entries
         services = []
         for record in await self._dht.get(key_of(model_key_name(model)), limit=MAX_SERVICES):
             try:
@@ -71,14 +89,14 @@ class Directory:
             except BadMessage:
                 continue
             services.append(Service(public_key=record.public_key, model=model, facts=facts))
-        self._found.pop(model, None)
-        self._found[model] = (trio.current_time(), services)
-        if len(self._found) > MAX_REMEMBERED:
-            del self._found[next(iter(self._found))]
+        self._services.pop(model, None)
+        self._services[model] = _Found(services)
+        if len(self._services) > MAX_REMEMBERED:
+            del self._services[next(iter(self._services))]
         return services
 
-    async def nodes(self) -> list[NodeRecord]:
-        """All nodes, or in a large swarm a random sample of them."""
+    async def nodes(self) -> Sequence[NodeRecord]:
+        """All nodes, or in a large swarm a random sample of them; looked up now."""
         nodes = []
         for record in await self._dht.get(key_of(ALL_NODES), limit=MAX_NODES):
             try:
@@ -88,6 +106,8 @@ class Directory:
             nodes.append(NodeRecord(public_key=record.public_key, facts=facts))
         return nodes
 
-    async def models(self) -> list[str]:
-        """The names of the models that nodes list, sorted."""
-        return sorted({model for node in await self.nodes() for model in node.facts.models})
+    async def models(self, *, fresh: bool = False) -> Sequence[str]:
+        """The names of the models that nodes list, sorted; `fresh` looks them up now."""
+        if fresh or self._names is None or not self._names.is_fresh:
+            self._names = _Found(sorted({model for node in await self.nodes() for model in node.facts.models}))
+        return self._names.entries

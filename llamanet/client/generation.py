@@ -286,7 +286,8 @@ class Stream:
             self._gap += GAP_WEIGHT * ((now - asked.heard_at) / len(tokens.token_ids) - self._gap)
         if not asked.spoke:
             asked.spoke = True
-            self._wishes = attrs.evolve(self._wishes, digest=asked.candidate.service.facts.digest)
+            service = asked.candidate.service
+            self._wishes = attrs.evolve(self._wishes, model=service.model, digest=service.facts.digest)
         asked.heard_at = self._last_at = now
         self.token_ids += tokens.token_ids
         self._texts.append(tokens.text)

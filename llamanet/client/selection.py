@@ -27,6 +27,8 @@ TIE_S = 0.005
 class Wishes:
     """What a caller demands of a node."""
 
+    model: str | None = None
+    """Its name; None takes any."""
     digest: bytes | None = None
     """SHA-256 of the model file."""
     min_tps: float = 0.0

@@ -95,11 +95,14 @@ class Host:
         label: str | None = None,
         tls: bool = True,
         make_worker: Callable[[], Worker] = ThreadWorker,
+        max_waiting: int = 64,
     ) -> None:
+        """`label` None takes the short form of the id; `max_waiting` bounds each model's queue."""
         self.label = label or short_name(identity.node_id)
         self.endpoint = Endpoint(self.label, server_tls(identity) if tls else None)
         self._tls = tls
         self._make_worker = make_worker
+        self._max_waiting = max_waiting
         self._announcer: Announcer | None = None
         self._announcing = trio.CancelScope()
 
@@ -115,7 +118,7 @@ class Host:
         if model.name in engines:
             raise UserError(f"two models are named {model.name!r}; rename one of the files")
         async with trio.open_nursery() as nursery:
-            config = EngineConfig(node_id=self.label)
+            config = EngineConfig(node_id=self.label, max_waiting=self._max_waiting)
             started = trio.current_time()
             log.info("Loading %s", model.name)
 
