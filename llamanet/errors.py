@@ -139,6 +139,14 @@ class NodeFailed(LlamaNetError):
 
 
 @attrs.define
+class ClientClosed(LlamaNetError):
+    """A blocking client was used after it was closed, or closed while it was used."""
+
+    def __str__(self) -> str:
+        return "the client is closed"
+
+
+@attrs.define
 class EngineBusy(LlamaNetError):
     """A node's queue is full. `retry_after` is in seconds, from the node's measured rate."""
 

@@ -77,7 +77,15 @@ class SwarmClient:
         self._rng = rng or Random()
 
     @asynccontextmanager
-    async def stream(
+    async def stream(self, prompt: str | None = None, **options: Any) -> AsyncIterator[Stream]:
+        """A generation, chunk by chunk; takes and raises what `open` does. Leaving the block stops it."""
+        stream = await self.open(prompt, **options)
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+    async def open(
         self,
         prompt: str | None = None,
         *,
@@ -87,8 +95,8 @@ class SwarmClient:
         min_tps: float | None = None,
         max_load: float | None = None,
         **sampling: Any,
-    ) -> AsyncIterator[Stream]:
-        """A generation, token by token; leaving the block stops it.
+    ) -> Stream:
+        """A generation, to be closed by the caller; the first iteration asks a node.
 
         Args:
           prompt: continued as it is.
@@ -110,23 +118,19 @@ class SwarmClient:
             max_load=self._wishes.max_load if max_load is None else max_load,
         )
         request = make_request(prompt, messages, model, sampling)
-
-        def make_choice(wishes: Wishes, prompt_tokens: int, failures: dict[PublicKey, int]) -> Choice:
-            return Choice(
-                self._dht,
-                self._directory,
-                wishes=wishes,
-                prompt_tokens=prompt_tokens,
-                failures=failures,
-                rng=self._rng,
-            )
-
-        stream = Stream(self._dht, self._pool, make_choice, request, wishes, self._rng)
+        stream = Stream(self._dht, self._pool, self._make_choice, request, wishes, self._rng)
         await self._wait_joined()
-        try:
-            yield stream
-        finally:
-            stream.close()
+        return stream
+
+    def _make_choice(self, wishes: Wishes, prompt_tokens: int, failures: Mapping[PublicKey, int]) -> Choice:
+        return Choice(
+            self._dht,
+            self._directory,
+            wishes=wishes,
+            prompt_tokens=prompt_tokens,
+            failures=failures,
+            rng=self._rng,
+        )
 
     async def generate(self, prompt: str | None = None, **options: Any) -> Reply:
         """A whole generation; takes what `stream` takes, and raises what it raises."""

@@ -10,7 +10,7 @@ Rules:
 - There is no deadline here but the caller's; cancelling cancels the work at the node.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ BUSY_PAUSE_S = 2.0
 GAP_WEIGHT = 0.2
 """Of the newest time between tokens, in their average."""
 
-MakeChoice = Callable[[Wishes, int, dict[PublicKey, int]], Choice]
+MakeChoice = Callable[[Wishes, int, Mapping[PublicKey, int]], Choice]
 """From wishes, the prompt's tokens and each node's failures to where the request may go."""
 
 
@@ -81,7 +81,14 @@ class Reply:
     """Seconds until the first token, finding a node included; None if there is no token."""
     tokens_per_second: float
     """From the first token on."""
+    generation_time: float
+    """Seconds from the request to its last token."""
     hops: tuple[Hop, ...]
+
+    @property
+    def tokens_generated(self) -> int:
+        """As `usage.completion_tokens`."""
+        return self.usage.completion_tokens
 
 
 @attrs.define
@@ -174,6 +181,7 @@ class Stream:
             usage=self.usage,
             ttft=self.ttft,
             tokens_per_second=self.tokens_per_second,
+            generation_time=self._last_at - self._started_at,
             hops=self.hops,
         )
 

@@ -1,0 +1,253 @@
+"""The client for scripts and for asyncio programs: it blocks, and needs no trio around it.
+
+Rules:
+- The swarm's work runs under trio in one background thread. `Client` is only a door to it, for any thread.
+- An interrupted call (Ctrl-C) stops its work at the node. So do closing, and the end of the program without closing.
+- `close()` closes at once; its result may be awaited, for programs that write `await client.close()`.
+"""
+
+import concurrent.futures
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import attrs
+import trio
+
+from llamanet.client.census import ModelView, NodeView
+from llamanet.client.client import Messages, SwarmClient
+from llamanet.client.generation import Chunk, Hop, Reply, Stream
+from llamanet.client.join import as_peers, as_swarm_key, local_addresses
+from llamanet.dht.service import Dht, DhtConfig, serve_dht
+from llamanet.dht.transport import UdpTransport
+from llamanet.errors import ClientClosed, UserError
+from llamanet.wire.envelope import Network
+from llamanet.wire.identity import Identity
+from llamanet.wire.inference import Usage
+
+T = TypeVar("T")
+
+CLOSE_S = 5.0
+"""The longest that closing waits for the background thread."""
+
+
+class Client:
+    """Asks a swarm, and blocks until it has the answer. Any thread may use it, several at once."""
+
+    def __init__(
+        self,
+        bootstrap_nodes: str | Iterable[str] = (),
+        model: str | None = None,
+        min_tps: float = 0.0,
+        max_load: float | None = None,
+        dht_port: int = 0,
+        *,
+        swarm_key: bytes | str | None = None,
+        swarm_key_file: Path | str | None = None,
+    ) -> None:
+        """Begins to join; requests wait until that is done.
+
+        Args:
+          bootstrap_nodes: `host:port` of nodes to join through, as a list or separated by commas.
+          model: the model that requests ask for unless they name another; None takes any.
+          min_tps: tokens a second of one stream, below which no node will do.
+          max_load: requests running and waiting for each slot, above which no node will do.
+          dht_port: our UDP port; if it is taken, or 0, any free one.
+          swarm_key: a private swarm's key, 32 bytes or their hexadecimal digits; or `swarm_key_file`, which holds it.
+
+        Raises `UserError` for a bootstrap peer or a key that cannot be one.
+        """
+        config = DhtConfig(
+            port=dht_port,
+            bootstrap=as_peers(bootstrap_nodes),
+            network=Network(swarm_key=as_swarm_key(swarm_key, swarm_key_file)),
+            client_mode=True,
+        )
+        self._model = model
+        self._thread = _SwarmThread(config, partial(SwarmClient, min_tps=min_tps, max_load=max_load))
+        # Not a method of ours: this must not keep us alive. It also runs when the program ends.
+        self._finalizer = weakref.finalize(self, self._thread.stop)
+
+    def generate(self, prompt: str | None = None, *, messages: Messages | None = None, **options: Any) -> Reply:
+        """A whole generation; `options` as in `SwarmClient.open`: `model`, `max_tokens`, `temperature`, `seed`, ...
+
+        Raises `NoNodeServes`, `SwarmBusy`, `RequestRefused`, `NotJoined`, or `ClientClosed`.
+        """
+        options.setdefault("model", self._model)
+        return self._thread.call(lambda swarm: swarm.generate(prompt, messages=messages, **options))
+
+    def stream(
+        self, prompt: str | None = None, *, messages: Messages | None = None, **options: Any
+    ) -> "BlockingStream":
+        """A generation, chunk by chunk: an iterator, and a context manager that stops it. Otherwise as `generate`."""
+        options.setdefault("model", self._model)
+        stream = self._thread.call(lambda swarm: swarm.open(prompt, messages=messages, **options))
+        return BlockingStream(self._thread, stream)
+
+    def nodes(self, model: str | None = None) -> list[NodeView]:
+        """The nodes that are alive, or those that serve `model`."""
+        return self._thread.call(lambda swarm: swarm.nodes(model))
+
+    def models(self) -> list[ModelView]:
+        """The models that can be asked for."""
+        return self._thread.call(lambda swarm: swarm.models())
+
+    def close(self) -> "Closed":
+        """Leave the swarm; what is still running ends with `ClientClosed`. May be called again."""
+        self._finalizer()
+        return Closed()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Closed:
+    """What `Client.close` returns: it is done; awaiting it, under any event loop, does nothing."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+class BlockingStream:
+    """An iterator of `Chunk`. What it tells about itself is final once it is exhausted."""
+
+    def __init__(self, thread: "_SwarmThread", stream: Stream) -> None:
+        """Made by `Client.stream`."""
+        self._thread = thread
+        self._stream = stream
+        self._finalizer = weakref.finalize(self, thread.post, stream.close)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        """The next tokens. Raises what `Client.generate` raises."""
+        chunk = self._thread.call(lambda swarm: _next(self._stream))
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def close(self) -> None:
+        """Stop the work at the node."""
+        self._finalizer()
+
+    def __enter__(self) -> "BlockingStream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def node_id(self) -> str | None:
+        """The label of the node that answers, or answered last; None before the first is asked."""
+        return self._stream.node_id
+
+    @property
+    def finish_reason(self) -> str | None:
+        """`stop` or `length`; None before the end."""
+        return self._stream.finish_reason
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens counted; None before the end."""
+        return self._stream.usage
+
+    @property
+    def hops(self) -> tuple[Hop, ...]:
+        """The nodes that the request left, and why."""
+        return self._stream.hops
+
+    def reply(self) -> Reply:
+        """The whole generation, once the stream is exhausted. Raises `ValueError` before."""
+        return self._stream.reply()
+
+
+async def _next(stream: Stream) -> Chunk | None:
+    async for chunk in stream:
+        return chunk
+    return None
+
+
+@attrs.frozen
+class _Inside:
+    """What other threads need of the background thread."""
+
+    token: trio.lowlevel.TrioToken
+    swarm: SwarmClient
+    stop: trio.Event
+
+
+class _SwarmThread:
+    """A thread in which trio runs a `SwarmClient`."""
+
+    def __init__(self, config: DhtConfig, make_client: Callable[[Dht, trio.Nursery], SwarmClient]) -> None:
+        self._config = config
+        self._make_client = make_client
+        self._started: concurrent.futures.Future[_Inside] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._run, name="llamanet", daemon=True)
+        self._thread.start()
+        self._inside = self._started.result()
+
+    def call(self, function: Callable[[SwarmClient], Awaitable[T]]) -> T:
+        """Run `function` in the thread, and wait for its result."""
+        scope = trio.CancelScope()
+
+        async def run() -> T:
+            with scope:
+                return await function(self._inside.swarm)
+            raise ClientClosed  # only after an interrupt, when nobody listens any more
+
+        try:
+            return trio.from_thread.run(run, trio_token=self._inside.token)
+        except KeyboardInterrupt:
+            self.post(scope.cancel)
+            raise
+        except (trio.RunFinishedError, trio.Cancelled) as error:
+            raise ClientClosed from error
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Have the thread call `function`, if it still runs, without waiting for that."""
+        try:
+            self._inside.token.run_sync_soon(function)
+        except trio.RunFinishedError:
+            return
+
+    def stop(self) -> None:
+        """End the thread."""
+        self.post(self._inside.stop.set)
+        self._thread.join(CLOSE_S)
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._main)
+        except UserError as error:
+            self._started.set_exception(error)
+        finally:
+            if not self._started.done():
+                self._started.set_exception(ClientClosed())
+
+    async def _main(self) -> None:
+        hosts = local_addresses()
+        try:
+            transport = UdpTransport.bind(hosts, self._config.port)
+        except UserError:
+            transport = UdpTransport.bind(hosts, 0)
+        async with trio.open_nursery() as nursery:
+            serve = partial(serve_dht, Identity.generate(), self._config, transport=transport)
+            dht: Dht = await nursery.start(serve)
+            stop = trio.Event()
+            token = trio.lowlevel.current_trio_token()
+            self._started.set_result(_Inside(token, self._make_client(dht, nursery), stop))
+            await stop.wait()
+            nursery.cancel_scope.cancel()
