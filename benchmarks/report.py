@@ -7,6 +7,7 @@ case names; the full run repeats and interleaves, and gives medians and spreads.
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -84,6 +85,8 @@ def main(measure: Callable[[bool], list[Case]]) -> None:
     @click.option("--quick", is_flag=True, help="End within 50 s.")
     @click.option("--json", "json_path", metavar="PATH", help="Write the cases as JSON; - for standard output.")
     def command(quick: bool, json_path: str | None) -> None:
+        # Told to stop, end as after Ctrl-C: through the `finally` blocks that end the node processes.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         cases = measure(quick)
         click.echo(table(cases), err=json_path == "-")
         if json_path:

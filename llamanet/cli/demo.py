@@ -83,13 +83,15 @@ async def _demo(folder: Path, data_dir: Path, nodes: "list[NodeProcess]") -> Non
 async def _start(model: Path, data_dir: Path, nodes: "list[NodeProcess]") -> None:
     import trio
 
+    from llamanet.node.cores import physical_cores
     from llamanet.testing.processes import start_node
 
     click.echo(f"Starting {NODES} nodes with {model.name}:")
+    threads = max(1, physical_cores() // NODES)
     for number in range(1, NODES + 1):
         # The first one must be up, for its port is what the others are told.
         bootstrap = [nodes[0].dht_address] if nodes else []
-        nodes.append(start_node(number, data_dir, bootstrap, "--model-path", str(model)))
+        nodes.append(start_node(number, data_dir, bootstrap, "--model-path", str(model), "--n-threads", str(threads)))
         if number in (1, NODES):
             for node in nodes:
                 await trio.to_thread.run_sync(node.wait_ready, abandon_on_cancel=True)

@@ -3,6 +3,7 @@
 The nodes compute with one thread each: several with a thread for every core would mostly wait for each other.
 """
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,12 @@ from llamanet.testing.processes import NodeProcess, start_swarm
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 StartSwarm = Callable[..., list[NodeProcess]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_nodes_when_told_to_stop() -> None:
+    """SIGTERM ends the tests as Ctrl-C does: through the fixtures that end the node processes."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
