@@ -183,7 +183,8 @@ async def _read(prompt: str) -> str:
     import trio
 
     click.echo(prompt, nl=False)
-    return (await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)).strip()
+    line: str = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
+    return line.strip()
 
 
 def _question(text: str) -> Any:
