@@ -23,7 +23,7 @@ lint: .venv/ready-lint
 	@$(RUN) -m mypy
 	@.venv/bin/lint-imports
 
-bench: .venv/ready-run
+bench: .venv/ready-bench
 	@$(RUN) benchmarks
 
 .venv/ready-%: pyproject.toml tools/make_venv.py

@@ -1,0 +1,31 @@
+"""Run every benchmark, and write their tables to docs/benchmarks.md: `python benchmarks`."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+from report import ROOT, machine
+
+HERE = Path(__file__).parent
+NOT_BENCHMARKS = {"__main__", "report"}
+
+
+def main() -> None:
+    parts = [
+        "# Benchmarks\n\nMade by `make bench`. Each script in `benchmarks/` answers one question, and runs alone: "
+        "`.venv/bin/python benchmarks/stream.py --quick`.\n",
+        "Measured on: " + ", ".join(f"{name} {value}" for name, value in machine().items()) + ".\n",
+    ]
+    for path in sorted(HERE.glob("*.py")):
+        if path.stem in NOT_BENCHMARKS:
+            continue
+        print(f"\n{path.name}", file=sys.stderr)
+        result = subprocess.run([sys.executable, path], stdout=subprocess.PIPE, text=True, check=True)
+        print(result.stdout, end="", flush=True)
+        parts.append(f"## {path.stem}\n\n{ast.get_docstring(ast.parse(path.read_text()))}\n\n{result.stdout}")
+    (ROOT / "docs" / "benchmarks.md").write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
