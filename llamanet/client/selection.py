@@ -20,7 +20,7 @@ SHORT_PROMPT_TOKENS = 32
 CHARACTERS_A_TOKEN = 3
 """A cautious guess, for the client has no tokenizer: English has about 4, code and other languages fewer."""
 TIE_S = 0.005
-"""Estimates this close are equal, and fall at random, so that clients do not all take one node."""
+"""Estimates this close are equal; then load decides, and then chance, so that clients do not all take one node."""
 
 
 @attrs.frozen(kw_only=True)
@@ -92,9 +92,10 @@ def ranked(
 ) -> list[Candidate]:
     """The candidates, best first. `failures` counts how often each one failed this request."""
 
-    def cost(candidate: Candidate) -> tuple[int, int]:
-        seconds = estimated_ttft(candidate, prompt_tokens)
-        return failures.get(candidate.service.public_key, 0), round(seconds / TIE_S)
+    def cost(candidate: Candidate) -> tuple[int, int, float]:
+        seconds, state = estimated_ttft(candidate, prompt_tokens), candidate.state
+        failed = failures.get(candidate.service.public_key, 0)
+        return failed, round(seconds / TIE_S), load_of(state.running, state.waiting, state.slots)
 
     shuffled = list(candidates)
     rng.shuffle(shuffled)

@@ -173,12 +173,13 @@ class Cluster:
         await trio.sleep(SETTLE_S)
         return nodes
 
-    async def start_client(self, **options: Any) -> SwarmClient:
-        """Somebody who only asks; `options` are those of `SwarmClient`."""
+    async def start_client(self, nursery: trio.Nursery | None = None, **options: Any) -> SwarmClient:
+        """Somebody who only asks, in `nursery` or the cluster's own; `options` are those of `SwarmClient`."""
+        nursery = nursery or self._nursery
         identity, transport = self._join()
-        dht = await self._start_dht(self._nursery, identity, transport, None, client_mode=True)
+        dht = await self._start_dht(nursery, identity, transport, None, client_mode=True)
         rng = Random(f"{self._seed} {self._members}")
-        return SwarmClient(dht, self._nursery, open_stream=self.open_stream, rng=rng, **options)
+        return SwarmClient(dht, nursery, open_stream=self.open_stream, rng=rng, **options)
 
     async def open_stream(self, host: str, port: int) -> trio.abc.Stream:
         """A connection to a node's endpoint. Raises `ConnectionRefusedError` if no node lives there."""
