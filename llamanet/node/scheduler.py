@@ -1,12 +1,13 @@
 """What is computed next: which sequences hold a slot, and which of their tokens go into a batch. Pure.
 
 Rules:
-- A waiting sequence gets a slot in the order of arrival, as soon as one is free.
+- A waiting sequence gets the lowest free slot, in the order of arrival.
 - A step holds at most `n_batch` tokens: first one token of each sequence that draws next, so that a long prompt never
   stalls a stream; then prompt chunks, oldest first.
 - A paused sequence keeps its slot and its memory, and is not computed.
 """
 
+import heapq
 from collections import deque
 
 import attrs
@@ -43,7 +44,7 @@ class Scheduler:
     def __init__(self, *, slots: int, n_batch: int) -> None:
         """`n_batch` is at least `slots`, so that every stream has its place in every step."""
         self._n_batch = n_batch
-        self._free = list(range(slots - 1, -1, -1))
+        self._free = list(range(slots))
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
         """By slot, in the order of admission."""
@@ -61,7 +62,7 @@ class Scheduler:
         admitted = []
         while self._free and self.waiting:
             sequence = self.waiting.popleft()
-            sequence.slot = self._free.pop()
+            sequence.slot = heapq.heappop(self._free)
             self.running[sequence.slot] = sequence
             admitted.append((sequence.slot, sequence))
         return admitted
@@ -72,7 +73,7 @@ class Scheduler:
             self.waiting.remove(sequence)
         else:
             del self.running[sequence.slot]
-            self._free.append(sequence.slot)
+            heapq.heappush(self._free, sequence.slot)
             sequence.slot = None
 
     def plan(self) -> Step:
@@ -94,7 +95,8 @@ class Scheduler:
             size = min(budget, sequence.pending)
             parts.append((sequence, _chunk(slot, sequence, size)))
             budget -= size
-        return Step(parts)
+        # llama.cpp computes neighbouring sequences in one pass only if they stand in the batch in the order of slots.
+        return Step(sorted(parts, key=lambda part: part[1].slot))
 
 
 def _chunk(slot: int, sequence: Sequence, size: int) -> Chunk:
