@@ -26,6 +26,7 @@ NODES = 3
 QUESTION = "What is a peer-to-peer network?"
 MAX_TOKENS = 120
 TOKENS_BEFORE_KILL = 40
+MAX_CHAT_TOKENS = 512
 MEET_S = 10.0
 COLOURS = ("cyan", "yellow", "green")
 
@@ -168,7 +169,7 @@ async def _chat(swarm: "Swarm") -> None:
     while question := await _read("You: "):
         messages.append({"role": "user", "content": question})
         answer = ""
-        async with swarm.stream(messages=messages) as stream:
+        async with swarm.stream(messages=messages, max_tokens=MAX_CHAT_TOKENS) as stream:
             async for chunk in stream:
                 if not answer:
                     click.secho(f"{stream.node_id}: ", nl=False, bold=True)

