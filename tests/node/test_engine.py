@@ -320,6 +320,17 @@ async def test_a_reader_that_stops_pauses_only_itself(autojump_clock: MockClock,
     assert (await read(idle)).tokens == scripted_tokens("idle reader", 40)
 
 
+async def test_the_buffer_is_counted_from_what_was_read(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, backend = await serve(EngineConfig(buffer_tokens=8))
+    generation = engine.submit(request(max_tokens=100))
+    seen = 0
+    while seen < 20:
+        message = await generation.receive()
+        seen += len(message.token_ids) if isinstance(message, Tokens) else 0
+    await trio.sleep(1)
+    assert backend.drawn == seen + 8
+
+
 async def test_a_reader_that_stays_away_loses_its_sequence(autojump_clock: MockClock, serve: Serve) -> None:
     engine, _ = await serve(EngineConfig(buffer_tokens=8, reader_timeout=30.0))
     idle = engine.submit(request(max_tokens=40))
