@@ -1,7 +1,7 @@
 """How soon is a swarm there? Processes started together, in the least handy order, and the whole demo.
 
 "Seen": three `python -m llamanet.node` processes, the bootstrap node last; from its start until a client sees all three
-through each of them. "Demo": from the start of `llamanet demo`, its model being there, to the first token that it shows.
+through each of them. "Demo": from the start of `llamanet demo`, its model being there, to the first token shown.
 """
 
 import socket
