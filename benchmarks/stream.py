@@ -78,7 +78,7 @@ async def streamed_tokens_per_second(swarm: Swarm) -> float:
 
 
 def measure(quick: bool) -> list[Case]:
-    return trio.run(_measure, 7 if quick else 40)
+    return trio.run(_measure, 5 if quick else 40)
 
 
 async def _measure(rounds: int) -> list[Case]:
