@@ -127,6 +127,11 @@ class Swarm:
                 await self._host_ended.wait()
             nursery.cancel_scope.cancel()
 
+    @property
+    def dht_port(self) -> int:
+        """Our UDP port, which others can join through."""
+        return self._dht.port
+
     # --- asking ------------------------------------------------------------------------------------------------------
 
     def stream(
@@ -201,8 +206,8 @@ class Swarm:
             finally:
                 self._host_ended.set()
 
-        await self._nursery.start(serve_host)
         self._dht.client_mode = False
+        await self._nursery.start(serve_host)
         self._open = True
 
     def _live_state(self, model: str | None) -> tuple[bool, tuple[ModelState, ...]]:
