@@ -186,6 +186,8 @@ class _Inside:
     token: trio.lowlevel.TrioToken
     swarm: SwarmClient
     stop: trio.Event
+    calls: dict[trio.CancelScope, trio.Event] = attrs.field(factory=dict)
+    """What runs for other threads; the event is set when it has ended."""
 
 
 class _SwarmThread:
@@ -204,16 +206,24 @@ class _SwarmThread:
         scope = trio.CancelScope()
 
         async def run() -> T:
-            with scope:
-                return await function(self._inside.swarm)
-            raise ClientClosed  # only after an interrupt, when nobody listens any more
+            inside, ended = self._inside, trio.Event()
+            if inside.stop.is_set():
+                raise ClientClosed
+            inside.calls[scope] = ended
+            try:
+                with scope:
+                    return await function(inside.swarm)
+                raise ClientClosed
+            finally:
+                del inside.calls[scope]
+                ended.set()
 
         try:
             return trio.from_thread.run(run, trio_token=self._inside.token)
         except KeyboardInterrupt:
             self.post(scope.cancel)
             raise
-        except (trio.RunFinishedError, trio.Cancelled) as error:
+        except trio.RunFinishedError as error:
             raise ClientClosed from error
 
     def post(self, function: Callable[[], object]) -> None:
@@ -247,7 +257,10 @@ class _SwarmThread:
             serve = partial(serve_dht, Identity.generate(), self._config, transport=transport)
             dht: Dht = await nursery.start(serve)
             stop = trio.Event()
-            token = trio.lowlevel.current_trio_token()
-            self._started.set_result(_Inside(token, self._make_client(dht, nursery), stop))
+            inside = _Inside(trio.lowlevel.current_trio_token(), self._make_client(dht, nursery), stop)
+            self._started.set_result(inside)
             await stop.wait()
+            for scope, ended in list(inside.calls.items()):
+                scope.cancel()
+                await ended.wait()
             nursery.cancel_scope.cancel()
