@@ -1,4 +1,4 @@
-"""What all tests share: the command line in a process of its own, in an environment without LlamaNet's variables."""
+"""What all tests share: an environment without LlamaNet's variables, the command line as a process, the real model."""
 
 import os
 import subprocess
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
+from llamanet.cli.demo_model import demo_model
 from llamanet.node.config import NodeConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,3 +42,9 @@ def run() -> Run:
         )
 
     return run_llamanet
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    """The path of SmolLM2-135M-Instruct.Q4_1.gguf, in `models/`; downloaded if need be."""
+    return trio.run(demo_model, ROOT / "models")

@@ -11,12 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import trio
 
-from llamanet.cli.demo_model import demo_model
 from llamanet.testing.processes import NodeProcess, start_swarm
 
-MODELS = Path(__file__).resolve().parents[2] / "models"
 StartSwarm = Callable[..., list[NodeProcess]]
 
 
@@ -24,12 +21,6 @@ StartSwarm = Callable[..., list[NodeProcess]]
 def _end_nodes_when_told_to_stop() -> None:
     """SIGTERM ends the tests as Ctrl-C does: through the fixtures that end the node processes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-@pytest.fixture(scope="session")
-def model() -> Path:
-    """The path of SmolLM2-135M-Instruct.Q4_1.gguf; downloaded if need be."""
-    return trio.run(demo_model, MODELS)
 
 
 @pytest.fixture(scope="session")

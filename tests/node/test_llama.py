@@ -20,7 +20,7 @@ from llamanet.wire.inference import Accepted, ChatMessage, Failed, Finished, Gen
 MODEL = Path(__file__).resolve().parents[2] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONFIG = LlamaConfig(model_path=MODEL, n_ctx=512, n_batch=64, n_parallel=3, n_threads=1)
 
-pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="no model; `make test` gets it")
+pytestmark = pytest.mark.usefixtures("model")
 
 
 @pytest.fixture(scope="module")
