@@ -18,6 +18,8 @@ from llamanet.wire.facts import MAX_LABEL
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
+MAX_ANNOUNCED_HOST = 100
+"""A record must hold it beside everything else (`wire.facts.MAX_VALUE_BYTES`)."""
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
@@ -72,9 +74,14 @@ def _host(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
         raise _refuse(attribute, value, "an IP address or a host name")
 
 
+def _announced_host(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if not is_host(value) or len(value) > MAX_ANNOUNCED_HOST:
+        raise _refuse(attribute, value, f"an IP address or a host name of at most {MAX_ANNOUNCED_HOST} characters")
+
+
 def _label(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-    if not 1 <= len(value) <= MAX_LABEL or not value.isprintable() or value != value.strip():
-        raise _refuse(attribute, value, f"1 to {MAX_LABEL} printable characters")
+    if not 1 <= len(value.encode()) <= MAX_LABEL or not value.isprintable() or value != value.strip():
+        raise _refuse(attribute, value, f"1 to {MAX_LABEL} printable characters (or bytes, in UTF-8)")
 
 
 def _some_models(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
@@ -110,7 +117,7 @@ class NodeConfig:
     """Slots: requests that run at the same time, for each model."""
     n_threads: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole(1, 1024)))
     """None: one for each physical core."""
-    announce: str | None = attrs.field(default=None, validator=attrs.validators.optional(_host))
+    announce: str | None = attrs.field(default=None, validator=attrs.validators.optional(_announced_host))
     """The host that others reach the node by; None: the address that peers observe."""
     data_dir: Path | None = None
     """Where keys and contacts are kept; None: the platform's place for them."""

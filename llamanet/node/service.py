@@ -339,5 +339,6 @@ async def listen(host: str, port: int) -> trio.SocketListener:
     except OSError as error:
         sock.close()
         why = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror
-        raise UserError(f"cannot listen on TCP {Address(host, port)}: {why} ({setting_name('port')})") from error
+        setting = setting_name("port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host")
+        raise UserError(f"cannot listen on TCP {Address(host, port)}: {why} ({setting})") from error
     return trio.SocketListener(sock)

@@ -1,0 +1,210 @@
+import logging
+from random import Random
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from llamanet.dht.service import DhtConfig, serve_dht
+from llamanet.node import announcer as announcer_module
+from llamanet.node.announcer import Announcement, Announcer, local_hosts
+from llamanet.testing.network import MemoryNetwork
+from llamanet.wire.facts import (
+    NodeFacts,
+    ServiceFacts,
+    decode_node_facts_untrusted,
+    decode_service_facts_untrusted,
+    key_of,
+)
+from llamanet.wire.identity import Identity
+
+EPOCH = 1_900_000_000.0
+
+
+class Member:
+    """A DHT node with an announcer, whose facts the test sets."""
+
+    def __init__(self, dht, host, **options):
+        self.dht = dht
+        self.models = ["alpha"]
+        self.running = 0
+        self.announcer = Announcer(
+            dht,
+            self.describe,
+            **{"announce": None, "bound_host": host, "heartbeat_interval": 10.0, "rng": Random(1), **options},
+        )
+
+    def describe(self, hosts):
+        place = {"hosts": hosts, "port": 8000, "dht_port": 8001, "tls": True, "label": "node-a", "version": "1"}
+        node = NodeFacts(
+            **place, models=tuple(self.models), model_count=len(self.models), running=self.running, slots=4
+        )
+        service = ServiceFacts(**place, digest=bytes(32), n_ctx=2048, slots=4)
+        return Announcement(node=node, services=tuple((model, service) for model in self.models))
+
+
+@attrs.define
+class Swarm:
+    nursery: trio.Nursery
+    network: MemoryNetwork = attrs.field(factory=lambda: MemoryNetwork(seed=1))
+    count: int = 0
+
+    async def join(self, **options):
+        self.count += 1
+        bootstrap = ("10.0.0.1:8001",) if self.count > 1 else ()
+        config = DhtConfig(
+            bootstrap=bootstrap, wall_clock=lambda: EPOCH + trio.current_time(), seed=self.count, **options
+        )
+        transport = self.network.transport(f"10.0.0.{self.count}", 8001)
+
+        async def run(task_status):
+            await serve_dht(
+                Identity.from_seed(bytes([self.count]) * 32), config, transport=transport, task_status=task_status
+            )
+
+        return await self.nursery.start(run)
+
+
+@pytest.fixture
+async def swarm(nursery):
+    return Swarm(nursery)
+
+
+async def nodes_under(dht, name):
+    return [decode_node_facts_untrusted(record.value) for record in await dht.get(key_of(name))]
+
+
+async def services_under(dht, name):
+    return [decode_service_facts_untrusted(record.value) for record in await dht.get(key_of(name))]
+
+
+async def test_it_publishes_under_all_keys_and_is_found_by_others(autojump_clock, nursery, swarm, caplog):
+    caplog.set_level(logging.INFO)
+    first, second = await swarm.join(), await swarm.join()
+    await second.wait_joined()
+    member = Member(first, "10.0.0.1")
+    nursery.start_soon(member.announcer.serve)
+    await member.announcer.wait_settled()
+    names = ["all_nodes", "model:alpha", f"node:{first.identity.node_id.hex()}", "node:node-a"]
+    for name in names:
+        if name.startswith("model:"):
+            [service] = await services_under(second, name)
+            assert (service.hosts, service.digest, service.n_ctx) == (("10.0.0.1",), bytes(32), 2048)
+        else:
+            [node] = await nodes_under(second, name)
+            assert (node.label, node.models, node.slots) == ("node-a", ("alpha",), 4)
+    [line] = [record.getMessage() for record in caplog.records if "Published node info" in record.getMessage()]
+    assert all(name in line for name in names)
+
+
+async def test_load_is_told_at_each_heartbeat_under_the_nodes_own_keys_only(autojump_clock, nursery, swarm, caplog):
+    caplog.set_level(logging.INFO)
+    dht = await swarm.join()
+    member = Member(dht, "10.0.0.1")
+    nursery.start_soon(member.announcer.serve)
+    await member.announcer.wait_settled()
+    member.running = 3
+    await trio.sleep(11.5)
+    assert [facts.running for facts in await nodes_under(dht, "node:node-a")] == [3]
+    assert [facts.running for facts in await nodes_under(dht, f"node:{dht.identity.node_id.hex()}")] == [3]
+    assert [facts.running for facts in await nodes_under(dht, "all_nodes")] == [0]
+    await trio.sleep(600)
+    assert len(await services_under(dht, "model:alpha")) == 1
+    assert len([record for record in caplog.records if "Published" in record.getMessage()]) == 1
+
+
+async def test_what_is_not_told_again_expires(autojump_clock, nursery, swarm):
+    dht = await swarm.join()
+    member = Member(dht, "10.0.0.1")
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as inner:
+            inner.start_soon(member.announcer.serve)
+            await member.announcer.wait_settled()
+            scope.cancel()
+    assert len(await nodes_under(dht, "node:node-a")) == 1
+    await trio.sleep(31)
+    assert await nodes_under(dht, "node:node-a") == []
+    assert len(await services_under(dht, "model:alpha")) == 1
+    await trio.sleep(270)
+    assert await services_under(dht, "model:alpha") == []
+
+
+async def test_a_change_is_told_at_once_and_what_is_gone_is_withdrawn(autojump_clock, nursery, swarm):
+    first, second = await swarm.join(), await swarm.join()
+    await second.wait_joined()
+    member = Member(first, "10.0.0.1")
+    nursery.start_soon(member.announcer.serve)
+    await member.announcer.wait_settled()
+    member.models = ["beta"]
+    member.announcer.refresh()
+    await member.announcer.wait_settled()
+    assert trio.current_time() < 5
+    assert await services_under(second, "model:alpha") == []
+    assert len(await services_under(second, "model:beta")) == 1
+
+
+async def test_withdrawing_takes_everything_back(autojump_clock, nursery, swarm):
+    first, second = await swarm.join(), await swarm.join()
+    await second.wait_joined()
+    member = Member(first, "10.0.0.1")
+    async with trio.open_nursery() as inner:
+        inner.start_soon(member.announcer.serve)
+        await member.announcer.wait_settled()
+        inner.cancel_scope.cancel()
+    await member.announcer.withdraw()
+    for name in ("all_nodes", "model:alpha", "node:node-a", f"node:{first.identity.node_id.hex()}"):
+        assert await second.get(key_of(name)) == []
+        assert await first.get(key_of(name)) == []
+
+
+async def test_withdrawing_does_not_wait_for_the_dead(autojump_clock, nursery, swarm):
+    first, second = await swarm.join(), await swarm.join()
+    await second.wait_joined()
+    member = Member(first, "10.0.0.1")
+    async with trio.open_nursery() as inner:
+        inner.start_soon(member.announcer.serve)
+        await member.announcer.wait_settled()
+        inner.cancel_scope.cancel()
+    swarm.network.loss = 1.0
+    start = trio.current_time()
+    await member.announcer.withdraw()
+    assert trio.current_time() - start <= announcer_module.WITHDRAW_S
+
+
+async def test_newcomers_to_a_small_swarm_get_its_records(autojump_clock, nursery, swarm):
+    dht = await swarm.join()
+    member = Member(dht, "10.0.0.1")
+    nursery.start_soon(member.announcer.serve)
+    await trio.sleep(30)
+    for _ in range(3):
+        joined = await swarm.join()
+        await joined.wait_joined()
+        await trio.sleep(2.5)
+        assert joined._store.records >= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "hosts"),
+    [
+        ({}, ("10.0.0.1",)),
+        ({"announce": "node.example.org"}, ("node.example.org",)),
+        ({"bound_host": "192.0.2.7"}, ("10.0.0.1",)),
+    ],
+)
+async def test_hosts_are_as_told_or_as_observed(autojump_clock, nursery, swarm, options, hosts):
+    first, second = await swarm.join(), await swarm.join()
+    await second.wait_joined()
+    await trio.sleep(2)
+    assert Member(first, "10.0.0.1", **options).announcer.hosts() == hosts
+
+
+async def test_hosts_before_anybody_has_observed_them(autojump_clock, nursery, swarm):
+    alone = await swarm.join()
+    assert Member(alone, "192.0.2.7").announcer.hosts() == ("192.0.2.7",)
+
+
+def test_a_wildcard_becomes_an_address():
+    for host in ("0.0.0.0", "::"):
+        [told] = local_hosts(host)
+        assert told not in ("0.0.0.0", "::", "")
