@@ -6,10 +6,11 @@ Ids and keys are 32 bytes; their distance is the XOR of the two as a big-endian 
 import enum
 import functools
 import ipaddress
+from collections.abc import Iterable
 from random import Random
 
 from llamanet.wire.identity import ID_BYTES, NodeId
-from llamanet.wire.rpc import Address
+from llamanet.wire.rpc import Address, Contact
 
 ID_BITS = 8 * ID_BYTES
 
@@ -57,13 +58,16 @@ def scope_of(host: str) -> Scope | None:
     return Scope.PRIVATE if address.is_private else Scope.PUBLIC
 
 
-def is_usable(told: str, by: str) -> bool:
-    """Whether the address `told` means the same to the two ends of a conversation with `by` (both textual).
+def usable(contacts: Iterable[Contact], peer: str) -> list[Contact]:
+    """Those of `contacts` whose addresses mean the same to the two ends of a conversation with the address `peer`.
 
     A public peer's word must not send us to our own loopback or site, nor ours send a far peer to its own.
     """
-    scope, peer_scope = scope_of(told), scope_of(by)
-    return scope is not None and peer_scope is not None and scope >= peer_scope
+    least = scope_of(peer)
+    if least is None:
+        return []
+    scopes = [(contact, scope_of(contact.address.host)) for contact in contacts]
+    return [contact for contact, scope in scopes if scope is not None and scope >= least]
 
 
 @functools.lru_cache(maxsize=4096)

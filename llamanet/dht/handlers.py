@@ -9,7 +9,7 @@ from random import Random
 
 import attrs
 
-from llamanet.dht.distance import distance, is_usable, source_prefix
+from llamanet.dht.distance import distance, source_prefix, usable
 from llamanet.dht.guard import WriteTokens
 from llamanet.dht.routing import RoutingTable
 from llamanet.dht.storage import Kept, RecordStore, is_storable
@@ -17,8 +17,9 @@ from llamanet.errors import BadMessage
 from llamanet.wire.codec import pack_datagram, to_array
 from llamanet.wire.envelope import Network
 from llamanet.wire.identity import NodeId
-from llamanet.wire.record import decode_record_untrusted, encode_record, is_signed
+from llamanet.wire.record import decode_record_untrusted, is_signed
 from llamanet.wire.rpc import (
+    MAX_CONTACTS,
     MAX_RECORDS,
     Address,
     Contact,
@@ -39,8 +40,10 @@ from llamanet.wire.rpc import (
 LiveState = Callable[[str | None], tuple[bool, tuple[ModelState, ...]]]
 """Asked by PING: of which model (None: as many as fit) -> (draining, states)."""
 
-CONTACTS_BESIDE_RECORDS = 4
+RESERVED_CONTACTS = 4
 """Contacts that a reply keeps room for when there are more records than fit."""
+CONTACTS_BESIDE_RECORDS = 8
+"""The most beside records: all replicas. Whoever holds records is among the nearest, and knows the others."""
 _REPLY_BYTES = 64
 """Type, transaction, observed address, token, totals, cursors and lengths of a `Nodes` or `Values`, and a margin."""
 _PONG_BYTES = 44
@@ -99,8 +102,9 @@ class Handlers:
 
     def _contacts(self, target: bytes, asker: Contact, room: int) -> tuple[Contact, ...]:
         told: list[Contact] = []
-        for contact in self.table.closest(target, self.k, good_only=True):
-            if contact.node_id == asker.node_id or not is_usable(contact.address.host, asker.address.host):
+        nearest = self.table.closest(target, min(self.k, MAX_CONTACTS), good_only=True)
+        for contact in usable(nearest, asker.address.host):
+            if contact.public_key == asker.public_key:
                 continue
             room -= _contact_bytes(contact)
             if room < 0:
@@ -112,13 +116,13 @@ class Handlers:
         room -= _REPLY_BYTES
         paging = request.cursor is not None
         contacts = () if paging else self._contacts(request.key, asker, room)
-        reserved = sum(map(_contact_bytes, contacts[:CONTACTS_BESIDE_RECORDS]))
+        reserved = sum(map(_contact_bytes, contacts[:RESERVED_CONTACTS]))
         page = self.store.page(
             request.key, request.cursor, room=room - reserved, most=MAX_RECORDS, now=wall_now, rng=self.rng
         )
         room -= sum(len(record) + 3 for record in page.records)
         fitting: list[Contact] = []
-        for contact in contacts:
+        for contact in contacts[:CONTACTS_BESIDE_RECORDS] if page.records else contacts:
             room -= _contact_bytes(contact)
             if room < 0:
                 break
@@ -147,7 +151,7 @@ class Handlers:
             return refused("time")
         if not is_signed(record, self.network):
             raise BadMessage("the record's signature is not its publisher's")
-        outcome = self.store.put(record, encode_record(record), source_prefix(asker.address), wall_now)
+        outcome = self.store.put(record, request.record, source_prefix(asker.address), wall_now)
         if isinstance(outcome, Kept):
             return Stored(transaction=request.transaction, observed=asker.address)
         return refused(outcome.reason, outcome.newer)

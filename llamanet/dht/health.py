@@ -15,6 +15,8 @@ class Health:
     failing_contacts: int
     bucket_sizes: tuple[int, ...]
     """Contacts in each bucket, the farthest bucket first."""
+    network_size: float
+    """How many nodes there are, estimated from the distances of our neighbours; exact while we know them all."""
     stored_records: int
     stored_bytes: int
     lookups: int

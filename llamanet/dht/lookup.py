@@ -8,6 +8,7 @@ Rules:
   that may still answer is nearer than the count-th that did.
 - Loose parallelism: alpha requests in flight while it gets nearer, `count` once it does not (Kademlia, section 2.3).
   A request that is overdue frees its place and holds nothing up; its late answer still counts.
+- A lookup that starts at a probable holder may ask that one alone first (`narrow`), until the shell says `widen`.
 - Whom it asks is bounded by `MAX_ASKED`, however many contacts liars tell of.
 """
 
@@ -56,17 +57,29 @@ class _Candidate:
 class Lookup:
     """The state of one lookup for `target`."""
 
-    def __init__(self, target: bytes, own_id: NodeId, seeds: Iterable[Contact], *, count: int, alpha: int) -> None:
+    def __init__(
+        self,
+        target: bytes,
+        own_id: NodeId,
+        seeds: Iterable[Contact],
+        *,
+        count: int,
+        alpha: int,
+        narrow: bool = False,
+    ) -> None:
         self._number = number_of(target)
         self._own_id = own_id
         self._count = count
         self._alpha = alpha
         self._by_id: dict[NodeId, _Candidate] = {}
         self._order: list[_Candidate] = []
+        self._distances: list[int] = []
         self._in_flight = 0
         self._nearest_answer: int | None = None
         self._without_progress = 0
         self.asked = 0
+        self.narrow = narrow
+        """Whether one contact is asked at a time."""
         self._add(seeds)
 
     @property
@@ -78,8 +91,12 @@ class Lookup:
 
     def next(self) -> Contact | None:
         """The next contact to ask now; None if all that may be asked at once are under way, or there is none."""
-        stalled = self._without_progress >= self._alpha
-        if self._in_flight >= (max(self._count, self._alpha) if stalled else self._alpha) or self.asked >= MAX_ASKED:
+        if self.narrow:
+            most = 1
+        else:
+            stalled = self._without_progress >= self._alpha
+            most = max(self._count, self._alpha) if stalled else self._alpha
+        if self._in_flight >= most or self.asked >= MAX_ASKED:
             return None
         for candidate in self._leading():
             if candidate.state is _State.NEW:
@@ -88,6 +105,10 @@ class Lookup:
                 self.asked += 1
                 return candidate.contact
         return None
+
+    def widen(self) -> None:
+        """The first contact brought nothing, or not soon enough: ask as many as alpha allows."""
+        self.narrow = False
 
     def answered(self, contact: Contact, contacts: Iterable[Contact]) -> None:
         """`contact` answered, and told of `contacts`. Late answers, after `overdue`, count as well."""
@@ -133,9 +154,11 @@ class Lookup:
                 continue
             candidate = self._by_id.get(contact.node_id)
             if candidate is None:
-                candidate = _Candidate(number_of(contact.node_id) ^ self._number, [contact])
+                candidate = _Candidate(contact.number ^ self._number, [contact])
                 self._by_id[contact.node_id] = candidate
-                bisect.insort(self._order, candidate, key=lambda other: other.distance)
+                place = bisect.bisect(self._distances, candidate.distance)
+                self._distances.insert(place, candidate.distance)
+                self._order.insert(place, candidate)
             elif contact not in candidate.places and len(candidate.places) < MAX_PLACES:
                 candidate.places.append(contact)
                 if candidate.state is _State.OVERDUE:

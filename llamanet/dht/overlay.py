@@ -15,6 +15,7 @@ import trio
 
 from llamanet._version import __version__
 from llamanet.dht.config import DhtConfig
+from llamanet.dht.distance import number_of
 from llamanet.dht.guard import Drops, WriteTokens
 from llamanet.dht.handlers import Handlers, LiveState
 from llamanet.dht.lookup import Lookup
@@ -27,14 +28,14 @@ from llamanet.errors import BadMessage
 from llamanet.wire.envelope import HEADER_BYTES, MAC_BYTES, MAX_DATAGRAM_BYTES, Envelope
 from llamanet.wire.identity import Identity, PublicKey
 from llamanet.wire.rpc import (
+    REQUESTS,
     Address,
     Contact,
     FindNode,
-    FindValue,
     Nodes,
     Ping,
     Request,
-    Store,
+    contact_at,
     decode_rpc_untrusted,
     encode_rpc,
 )
@@ -174,11 +175,15 @@ class Overlay:
         self._checking.add(contact)
         self.requests.ask(contact, self.ping_request(), lambda outcome: self._checking.discard(contact))
 
-    def lookup(self, target: bytes, count: int) -> Lookup:
-        """A lookup from the nearest contacts that we know."""
+    def lookup(self, target: bytes, count: int, *, for_values: bool = False) -> Lookup:
+        """A lookup from the nearest contacts that we know.
+
+        One for values asks a contact alone first that is probably one of the `count` nearest nodes, and so a holder.
+        """
         k = self.config.k
         seeds = self.table.closest(target, k, good_only=True) or self.table.closest(target, k)
-        return Lookup(target, self.identity.node_id, seeds, count=count, alpha=self.config.alpha)
+        narrow = for_values and bool(seeds) and self.table.nodes_within(seeds[0].number ^ number_of(target)) < count
+        return Lookup(target, self.identity.node_id, seeds, count=count, alpha=self.config.alpha, narrow=narrow)
 
     async def find_nodes(self, target: bytes, count: int) -> dict[Contact, bytes]:
         """The `count` nearest contacts that answer, nearest first, and the write token of each for `target`."""
@@ -203,7 +208,7 @@ class Overlay:
     def deliver(self, datagram: bytes, source: Address) -> None:
         """One datagram arrived."""
         try:
-            self._envelope.check_header_untrusted(datagram)
+            sender = self._envelope.check_header_untrusted(datagram)
         except BadMessage:
             own = self.requests.own_introduction(datagram)
             if own is None:
@@ -212,16 +217,16 @@ class Overlay:
                 self._own_addresses.add(own)
             return
         try:
-            opened = self._envelope.open_untrusted(datagram)
+            opened = self._envelope.open_checked_untrusted(datagram, sender)
         except BadMessage:
             self.drops.count("box")
             return
         try:
             message = decode_rpc_untrusted(opened.payload)
-            if isinstance(message, Ping | FindNode | FindValue | Store):
+            if isinstance(message, REQUESTS):
                 if opened.introduction and not isinstance(message, Ping):
                     raise BadMessage("only a PING introduces")
-                asker = Contact(opened.sender, source)
+                asker = contact_at(opened.sender, source.host, source.port)
                 # Whoever introduces itself only claims its key, so it does not speak for an address that we know.
                 proved = not opened.introduction and self.table.is_proved(asker)
                 self._answer(message, asker, MAX_DATAGRAM_BYTES if proved else AMPLIFICATION * len(datagram))

@@ -33,10 +33,12 @@ from llamanet.wire.rpc import (
     Store,
     Stored,
     Values,
+    contact_at,
     encode_rpc,
 )
 
 MIN_RTO_S = 0.25
+MIN_HEDGE_S = 0.01
 MAX_RTO_S = 2.0
 FIRST_RTO_S = 1.0
 """Before anybody was measured (RFC 6298, 2.1)."""
@@ -86,8 +88,8 @@ class _Estimate:
         self.srtt += (rtt - self.srtt) / 8
 
     @property
-    def rto(self) -> float:
-        return min(MAX_RTO_S, max(MIN_RTO_S, self.srtt + 4 * self.rttvar))
+    def longest(self) -> float:
+        return self.srtt + 4 * self.rttvar
 
 
 class RoundTrips:
@@ -115,7 +117,15 @@ class RoundTrips:
     def rto(self, peer: PublicKey | None) -> float:
         """Seconds after which a request to `peer` is overdue."""
         estimate = self._by_peer.get(peer, self._all) if peer is not None else self._all
-        return estimate.rto if estimate else FIRST_RTO_S
+        return min(MAX_RTO_S, max(MIN_RTO_S, estimate.longest)) if estimate else FIRST_RTO_S
+
+    def expected(self, peer: PublicKey) -> float:
+        """Seconds within which `peer` answers if all is well: its timeout, without the floor that forgives a stall.
+
+        Whoever asks another as well after this time loses one request if the peer is only slow.
+        """
+        estimate = self._by_peer.get(peer, self._all)
+        return min(MIN_RTO_S, max(MIN_HEDGE_S, estimate.longest)) if estimate else MIN_RTO_S
 
     @property
     def mean(self) -> float | None:
@@ -202,7 +212,7 @@ class Requests:
             return False
         self._forget(reply.transaction)
         rtt = trio.current_time() - under_way.sent_at
-        contact = under_way.contact or Contact(sender, address)
+        contact = under_way.contact or contact_at(sender, address.host, address.port)
         self.round_trips.add(sender, rtt)
         outcome = Outcome(contact, reply, rtt)
         self._on_outcome(outcome)

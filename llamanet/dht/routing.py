@@ -18,7 +18,7 @@ from random import Random
 
 import attrs
 
-from llamanet.dht.distance import common_prefix_bits, number_of, random_id_sharing, subnet_of
+from llamanet.dht.distance import ID_BITS, common_prefix_bits, number_of, random_id_sharing, subnet_of
 from llamanet.wire.identity import NodeId
 from llamanet.wire.rpc import Address, Contact
 
@@ -81,6 +81,7 @@ class RoutingTable:
         self._by_id: dict[NodeId, Entry] = {}
         self._by_address: dict[Address, NodeId] = {}
         self._subnets: dict[bytes, int] = {}
+        self._network_size: float | None = None
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -100,6 +101,28 @@ class RoutingTable:
         """How many contacts each bucket holds, the farthest bucket first."""
         return tuple(len(bucket.entries) for bucket in self._buckets)
 
+    @property
+    def network_size(self) -> float:
+        """How many other nodes there are: exact while one bucket holds all that we know, an estimate beyond.
+
+        Ids are spread evenly, so the i-th nearest of n nodes is at about i/n of the ring; this is the least-squares fit
+        of 1/n to our k nearest contacts.
+        """
+        if self._network_size is None:
+            if len(self._buckets) == 1:
+                self._network_size = float(len(self))
+            else:
+                distances = [contact.number ^ self._own for contact in self.closest(self._own_id, self._k)]
+                weighted = sum(rank * distance for rank, distance in enumerate(distances, 1))
+                squares = sum(rank * rank for rank in range(1, len(distances) + 1))
+                fitted = (squares << ID_BITS) / weighted if weighted else 0.0
+                self._network_size = max(fitted, float(len(self)))
+        return self._network_size
+
+    def nodes_within(self, distance: int) -> float:
+        """How many nodes are expected nearer to some key than `distance`."""
+        return self.network_size * (distance / (1 << ID_BITS))
+
     # --- what peers did -----------------------------------------------------------------------------------------------
 
     def answered(self, contact: Contact, now: float) -> Admission:
@@ -118,13 +141,13 @@ class RoutingTable:
         if evicted is not None:
             self._remove(self._by_id[evicted])
         since = entry.since if entry else now
-        return self._admit(Entry(contact, number_of(contact.node_id), since, now, now), now)
+        return self._admit(Entry(contact, contact.number, since, now, now), now)
 
     def failed(self, contact: Contact, now: float) -> None:
         """`contact` did not answer a request in time."""
         entry = self._by_id.get(contact.node_id)
         if entry is None:
-            bucket = self._bucket_of(number_of(contact.node_id))
+            bucket = self._bucket_of(contact.number)
             bucket.waiting = [other for other in bucket.waiting if other.contact != contact]
             return
         if entry.contact.address != contact.address:
@@ -141,7 +164,7 @@ class RoutingTable:
         entry = self._by_id.get(contact.node_id)
         if entry is not None:
             return entry.failures > 0 or self._has_moved(entry, contact)
-        bucket = self._bucket_of(number_of(contact.node_id))
+        bucket = self._bucket_of(contact.number)
         if contact.node_id == self._own_id or any(other.contact == contact for other in bucket.waiting):
             return False
         return self._subnet_has_room(bucket, contact) and (
@@ -249,6 +272,7 @@ class RoutingTable:
     def _insert(self, bucket: Bucket, entry: Entry) -> None:
         bucket.entries.append(entry)
         bucket.waiting = [other for other in bucket.waiting if other.contact.node_id != entry.contact.node_id]
+        self._network_size = None
         self._by_id[entry.contact.node_id] = entry
         self._by_address[entry.contact.address] = entry.contact.node_id
         subnet = subnet_of(entry.contact.address.host)
@@ -257,6 +281,7 @@ class RoutingTable:
 
     def _remove(self, entry: Entry) -> None:
         self._bucket_of(entry.number).entries.remove(entry)
+        self._network_size = None
         del self._by_id[entry.contact.node_id]
         del self._by_address[entry.contact.address]
         subnet = subnet_of(entry.contact.address.host)

@@ -7,8 +7,9 @@ that have more. It trusts nothing: each record is checked for its key, its signa
 from collections.abc import AsyncGenerator, Callable, Iterable
 
 import attrs
+import trio
 
-from llamanet.dht.distance import is_usable
+from llamanet.dht.distance import usable
 from llamanet.dht.lookup import Lookup
 from llamanet.dht.requests import Outcome, Outcomes, Requests, new_transaction
 from llamanet.dht.storage import is_storable
@@ -33,16 +34,26 @@ class Search:
         self._request = request
 
     async def step(self) -> list[Outcome]:
-        """Ask whom the lookup names, wait, and return what arrived; only while there is something to wait for."""
+        """Ask whom the lookup names, wait, and return what arrived; only while there is something to wait for.
+
+        A narrow lookup is widened by the first answer, or when it takes longer than that peer's answers do.
+        """
+        first: Contact | None = None
         while (contact := self.lookup.next()) is not None:
             self._requests.ask(contact, self._request(), self.outcomes.put)
-        arrived = await self.outcomes.take()
+            first = contact
+        if self.lookup.narrow and first is not None:
+            arrived: list[Outcome] = []
+            with trio.move_on_after(self._requests.round_trips.expected(first.public_key)):
+                arrived = await self.outcomes.take()
+            self.lookup.widen()
+        else:
+            arrived = await self.outcomes.take()
         for outcome in arrived:
             if outcome.contact is None:
                 continue
             if isinstance(outcome.reply, Nodes | Values):
-                host = outcome.contact.address.host
-                told = [contact for contact in outcome.reply.contacts if is_usable(contact.address.host, host)]
+                told = usable(outcome.reply.contacts, outcome.contact.address.host)
                 self.lookup.answered(outcome.contact, told)
             else:
                 self.lookup.overdue(outcome.contact)

@@ -118,6 +118,7 @@ class Dht:
             requests_sent=overlay.requests.sent,
             requests_served=counts["served"],
             overdue=counts["overdue"],
+            network_size=overlay.table.network_size + (not self.client_mode),
             mean_rtt=overlay.requests.round_trips.mean,
             drops=dict(overlay.drops.counts),
         )
@@ -191,7 +192,7 @@ class Dht:
             key,
             limit=limit,
             own=own,
-            lookup=self._overlay.lookup(key, self.config.replicas),
+            lookup=self._overlay.lookup(key, self.config.replicas, for_values=True),
             requests=self._overlay.requests,
             verifier=self._verifier,
             client=self.client_mode,

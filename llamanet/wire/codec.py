@@ -26,6 +26,8 @@ Plain: TypeAlias = Any
 Decoder: TypeAlias = Callable[[Plain], T]
 
 DATAGRAM_DEPTH = 4
+MAX_ENTRIES = 128
+"""Of an array or map in a datagram; twice what any has."""
 MESSAGE_DEPTH = 16
 """Deep enough for a JSON schema inside a request."""
 MAX_INTEGER_DIGITS = 20
@@ -45,15 +47,38 @@ def pack_datagram(value: Plain) -> bytes:
 
 def unpack_datagram_untrusted(data: bytes) -> Plain:
     """Msgpack to a plain value nested at most `DATAGRAM_DEPTH` deep. Raises `BadMessage`."""
-    return _unpack_untrusted(data, _end_untrusted(data), DATAGRAM_DEPTH)
+    value, rest = _unpack_first_untrusted(data)
+    if rest:
+        raise BadMessage("more than one msgpack value")
+    return value
 
 
 def unpack_padded_untrusted(data: bytes) -> Plain:
     """Msgpack, with any number of zero bytes after it, to a plain value as `unpack_datagram_untrusted` gives it."""
-    end = _end_untrusted(data)
-    if data.count(0, end) != len(data) - end:
+    value, rest = _unpack_first_untrusted(data)
+    if rest.count(0) != len(rest):
         raise BadMessage("padded with something else than zeros")
-    return _unpack_untrusted(data[:end], end, DATAGRAM_DEPTH)
+    return value
+
+
+def _unpack_first_untrusted(data: bytes) -> tuple[Plain, bytes]:
+    """The first value of a datagram, and the bytes after it.
+
+    The unpacker makes room for as many entries as an array claims to have, before it sees them; nested arrays that all
+    claim `MAX_ENTRIES` cost less than a megabyte in a datagram.
+    """
+    rest = b""
+    try:
+        value = msgpack.unpackb(
+            data, strict_map_key=True, max_ext_len=0, max_array_len=MAX_ENTRIES, max_map_len=MAX_ENTRIES
+        )
+    except msgpack.ExtraData as error:
+        value, rest = error.unpacked, error.extra
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        raise BadMessage("not valid msgpack") from error
+    if type(value) in _CONTAINERS:
+        _check_shape(value, DATAGRAM_DEPTH)
+    return value, rest
 
 
 def pack_msgpack(value: Plain) -> bytes:
@@ -120,17 +145,22 @@ def _end_untrusted(data: bytes) -> int:
 
 
 def _check_shape(container: Plain, depth: int) -> None:
-    if depth == 0:
-        raise BadMessage("nested too deeply")
-    children: Iterable[Plain] = container
-    if type(container) is dict:
-        for key in container:
-            if type(key) is not str:
-                raise BadMessage("map keys are strings")
-        children = container.values()
-    for child in children:
-        if type(child) in _CONTAINERS:
-            _check_shape(child, depth - 1)
+    level = [container]
+    for _ in range(depth):
+        level = [child for outer in level for child in _children(outer) if type(child) in _CONTAINERS]
+        if not level:
+            return
+    raise BadMessage("nested too deeply")
+
+
+def _children(container: Plain) -> Iterable[Plain]:
+    if type(container) is list:
+        return container
+    for key in container:
+        if type(key) is not str:
+            raise BadMessage("map keys are strings")
+    values: Iterable[Plain] = container.values()
+    return values
 
 
 # --- decoders ---------------------------------------------------------------------------------------------------------
@@ -170,6 +200,20 @@ def hex_bytes(size: int) -> Decoder[bytes]:
             if len(data) == size:
                 return data
         raise BadMessage("wrong type or length", limit=f"{size} bytes in hexadecimal")
+
+    return decode
+
+
+def up_to_hex_bytes(most: int) -> Decoder[bytes]:
+    """Decoder for a byte string of at most `most` bytes written in hexadecimal."""
+
+    def decode(value: Plain) -> bytes:
+        if type(value) is str and len(value) <= 2 * most and len(value) % 2 == 0 and value.isalnum() | (value == ""):
+            try:
+                return bytes.fromhex(value)
+            except ValueError:
+                pass
+        raise BadMessage("wrong type or length", limit=f"at most {most} bytes in hexadecimal")
 
     return decode
 
@@ -245,11 +289,11 @@ def list_of(decoder: Decoder[T], most: int) -> Decoder[tuple[T, ...]]:
     def decode(value: Plain) -> tuple[T, ...]:
         _check_list(value, most)
         entries: list[T] = []
-        for entry in value:
-            try:
-                entries.append(decoder(entry))
-            except BadMessage as error:
-                raise _inside(f"[{len(entries)}]", error) from error
+        try:
+            for entry in value:
+                entries.append(decoder(entry))  # noqa: PERF401  # the length tells which entry was wrong
+        except BadMessage as error:
+            raise _inside(f"[{len(entries)}]", error) from error
         return tuple(entries)
 
     return decode
@@ -263,6 +307,17 @@ def list_of_integers(low: int, high: int, most: int) -> Decoder[tuple[int, ...]]
         if value and (set(map(type, value)) != {int} or not low <= min(value) or not max(value) <= high):
             raise BadMessage("an entry is not allowed", limit=f"whole numbers from {low} to {high}")
         return tuple(value)
+
+    return decode
+
+
+def pair_of(first: Decoder[T], second: Decoder[E]) -> Decoder[tuple[T, E]]:
+    """Decoder for a list of exactly two entries."""
+
+    def decode(value: Plain) -> tuple[T, E]:
+        if type(value) is not list or len(value) != 2:
+            raise BadMessage("wrong type or length", limit="a list of two")
+        return first(value[0]), second(value[1])
 
     return decode
 
@@ -337,11 +392,12 @@ def from_array_untrusted(message_class: type[T], values: Plain) -> T:
         raise BadMessage("not an array")
     plan = _plan(message_class)
     arguments = {}
-    for (name, decode), value in zip(plan.decoders.items(), values, strict=False):
-        try:
+    name = ""
+    try:
+        for (name, decode), value in zip(plan.decoders.items(), values, strict=False):
             arguments[name] = decode(value)
-        except BadMessage as error:
-            raise _inside(name, error) from error
+    except BadMessage as error:
+        raise _inside(name, error) from error
     _check_complete(plan, arguments)
     return message_class(**arguments)
 

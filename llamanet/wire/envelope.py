@@ -153,7 +153,10 @@ class Envelope:
 
     def open_untrusted(self, datagram: bytes) -> Opened:
         """Check and decrypt a datagram; its sender's key can be sealed to. Raises `BadMessage`."""
-        sender = self.check_header_untrusted(datagram)
+        return self.open_checked_untrusted(datagram, self.check_header_untrusted(datagram))
+
+    def open_checked_untrusted(self, datagram: bytes, sender: PublicKey) -> Opened:
+        """The same, for a datagram whose header `check_header_untrusted` has passed, with the sender that it gave."""
         introduction = datagram[len(self._prefix)] == INTRODUCTION
         # An introduction is answered in a box, so its sender's key must be usable as well.
         opening = self._keys(sender).opening

@@ -32,10 +32,12 @@ from llamanet.wire.codec import (
     one_of,
     optional,
     pack_msgpack,
+    pair_of,
     text,
     to_map,
     unpack_json_untrusted,
     unpack_msgpack_untrusted,
+    up_to_hex_bytes,
     wire_field,
 )
 
@@ -49,6 +51,12 @@ MAX_TOKEN_ID = 2**31 - 1
 MAX_MODEL_NAME = 96
 MAX_STOPS = 16
 MAX_SEED = 2**63 - 1
+MAX_BIASES = 1_024
+MAX_BREAKERS = 16
+MAX_ALTERNATIVES = 20
+"""Beside each token, at most so many of those that it was drawn from."""
+MAX_GRAMMAR_CHARS = 65_536
+MAX_PIECE_BYTES = 1_024
 
 _request_id = integer(0, 2**53 - 1)
 _token_ids = list_of_integers(0, MAX_TOKEN_ID, MAX_TOKENS)
@@ -67,6 +75,7 @@ class Sampling:
     """How the next token is drawn. The names and the defaults are llama.cpp's, the ranges are what it accepts.
 
     `temperature` 0 is greedy. `seed` None lets the client draw one, so that a resumed stream stays the same stream.
+    A penalty, DRY's too, looks at the prompt and at what was generated.
     """
 
     temperature: float = wire_field(number(0, 10), default=0.8)
@@ -82,6 +91,30 @@ class Sampling:
     max_tokens: int | None = wire_field(optional(integer(1, MAX_TOKENS)), default=None)
     """None: until the model ends, or the context is full."""
     stop: tuple[str, ...] = wire_field(list_of(text(256, least=1), MAX_STOPS), list, default=())
+    min_tokens: int = wire_field(integer(0, MAX_TOKENS), default=0)
+    """The model cannot end before it has generated so many tokens; a stop string can."""
+    ignore_eos: bool = wire_field(boolean, default=False)
+    """The model cannot end at all."""
+    logit_bias: tuple[tuple[int, float], ...] = wire_field(
+        list_of(pair_of(integer(0, MAX_TOKEN_ID), number(-100, 100)), MAX_BIASES), encoded_list(list), default=()
+    )
+    """Added to the logits of these token ids, before everything else."""
+    dry_multiplier: float = wire_field(number(0, 100), default=0.0)
+    """How strongly the token that would prolong a repetition is penalised; 0: not at all."""
+    dry_base: float = wire_field(number(1, 100), default=1.75)
+    dry_allowed_length: int = wire_field(integer(0, 65_536), default=2)
+    dry_penalty_last_n: int | None = wire_field(optional(integer(0, 65_536)), default=None)
+    """How far back repetitions are looked for; None: everywhere."""
+    dry_sequence_breakers: tuple[str, ...] = wire_field(
+        list_of(text(64, least=1), MAX_BREAKERS), list, default=("\n", ":", '"', "*")
+    )
+    """A repetition does not reach past these."""
+    logprobs: int | None = wire_field(optional(integer(0, MAX_ALTERNATIVES)), default=None)
+    """Tell each token's log-probability, and that of so many of the likeliest tokens in its place; None: do not."""
+    grammar: str | None = wire_field(optional(text(MAX_GRAMMAR_CHARS, least=1)), default=None)
+    """GBNF that the text must follow, from its rule `root` on."""
+    json_schema: str | None = wire_field(optional(text(MAX_GRAMMAR_CHARS, least=1)), default=None)
+    """A JSON schema, as JSON, that the text must follow. Not together with `grammar`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -147,6 +180,26 @@ class Accepted:
 
 
 @attrs.frozen(kw_only=True)
+class TokenChance:
+    """How likely a token was in its place, before anything in `Sampling` changed that."""
+
+    token: int = wire_field(integer(0, MAX_TOKEN_ID))
+    piece: bytes = wire_field(up_to_hex_bytes(MAX_PIECE_BYTES), bytes.hex)
+    """What it adds to the text; maybe a part of a character, and nothing for a special token."""
+    logprob: float = wire_field(number(-1e6, 0))
+    """Natural logarithm."""
+
+
+@attrs.frozen(kw_only=True)
+class TokenLogprobs(TokenChance):
+    """A token that was drawn, and the likeliest ones in its place, the likeliest first."""
+
+    top: tuple[TokenChance, ...] = wire_field(
+        list_of(map_of(TokenChance), MAX_ALTERNATIVES), encoded_list(to_map), default=()
+    )
+
+
+@attrs.frozen(kw_only=True)
 class Tokens:
     """The next tokens and the text that they complete.
 
@@ -157,6 +210,10 @@ class Tokens:
     id: int = wire_field(_request_id)
     text: str = wire_field(text(MAX_PROMPT_CHARS))
     token_ids: tuple[int, ...] = wire_field(_token_ids, list)
+    logprobs: tuple[TokenLogprobs, ...] = wire_field(
+        list_of(map_of(TokenLogprobs), MAX_TOKENS), encoded_list(to_map), default=()
+    )
+    """One for each id, if the request asks for them."""
 
 
 @attrs.frozen(kw_only=True)

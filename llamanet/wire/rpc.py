@@ -41,6 +41,8 @@ TOKEN_BYTES = 8
 MAX_CONTACTS = 16
 MAX_RECORDS = 8
 MAX_CURSOR = 2**32 - 1
+SHARED_CONTACTS = 8192
+"""Contacts that are made once: replies tell of the same ones over and over."""
 
 _transaction = exactly_bytes(TRANSACTION_BYTES)
 
@@ -110,8 +112,19 @@ class Contact:
         """The id that belongs to the public key."""
         return node_id_of(self.public_key)
 
+    @functools.cached_property
+    def number(self) -> int:
+        """The id as a number; the XOR of two such numbers is a distance."""
+        return int.from_bytes(self.node_id, "big")
+
     def __str__(self) -> str:
         return f"{self.node_id[:4].hex()}@{self.address}"
+
+
+@functools.lru_cache(maxsize=SHARED_CONTACTS)
+def contact_at(public_key: PublicKey, host: str, port: int) -> Contact:
+    """The contact with this key at this address: one object for all who speak of it, so its id is computed once."""
+    return Contact(public_key, Address(host, port))
 
 
 def encode_contact(contact: Contact) -> Plain:
@@ -127,7 +140,15 @@ def decode_contact_untrusted(value: Plain) -> Contact:
     if type(value) is not list or len(value) != 3:
         raise BadMessage("not a contact")
     public_key, host, port = value
-    return Contact(_public_key(public_key), Address(unpack_host_untrusted(host), _port(port)))
+    # Told apart from what equals them, for the cache holds only what was checked: True == 1.
+    if type(public_key) is not bytes or type(host) is not bytes or type(port) is not int:
+        raise BadMessage("not a contact")
+    return _told_contact_untrusted(public_key, host, port)
+
+
+@functools.lru_cache(maxsize=SHARED_CONTACTS)
+def _told_contact_untrusted(public_key: bytes, host: bytes, port: int) -> Contact:
+    return contact_at(_public_key(public_key), unpack_host_untrusted(host), _port(port))
 
 
 @attrs.frozen(kw_only=True)
@@ -247,6 +268,7 @@ class Refused:
 
 
 Request: TypeAlias = Ping | FindNode | FindValue | Store
+REQUESTS = (Ping, FindNode, FindValue, Store)
 Reply: TypeAlias = Pong | Nodes | Values | Stored | Refused
 
 _classes: dict[int, type[Any]] = {

@@ -627,3 +627,19 @@ async def test_a_stopped_node_answers_its_callers(autojump_clock, nursery):
     await trio.sleep(0.1)
     with trio.fail_after(60):
         assert (await nodes[0].publish(key("x"), b"v", lifetime=60)).stored == 2
+
+
+async def test_a_read_near_a_holder_asks_one_node_and_more_only_if_that_is_silent(autojump_clock, nursery):
+    swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.02, 0.02)))
+    nodes = await swarm.start_many(20)
+    reader = nodes[3]
+    name = next(name for name in map(str, range(100)) if reader not in closest_nodes(nodes, key(name), 12))
+    await nodes[1].publish(key(name), b"v", lifetime=600)
+    before, start = reader.health().requests_sent, trio.current_time()
+    assert len(await reader.get(key(name), limit=1)) == 1
+    assert reader.health().requests_sent - before == 1
+    assert trio.current_time() - start == pytest.approx(0.04)
+    swarm.network.pause(swarm.addresses[closest_nodes(nodes, key(name), 1)[0]])
+    start = trio.current_time()
+    assert len(await reader.get(key(name), limit=1)) == 1
+    assert trio.current_time() - start < 0.15, "sooner than the least timeout"

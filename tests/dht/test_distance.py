@@ -3,17 +3,18 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from swarms import contact
 
 from llamanet.dht.distance import (
     Scope,
     common_prefix_bits,
     distance,
-    is_usable,
     number_of,
     random_id_sharing,
     scope_of,
     source_prefix,
     subnet_of,
+    usable,
 )
 from llamanet.wire.identity import NodeId
 from llamanet.wire.rpc import Address
@@ -59,12 +60,16 @@ def test_scope_of(host, scope):
 
 
 def test_a_far_peer_may_not_send_us_to_our_own_site():
+    def is_usable(told, by):
+        return bool(usable([contact(1, host=told)], by))
+
     assert is_usable("127.0.0.1", "127.0.0.1")
     assert is_usable("192.168.1.1", "127.0.0.1")
     assert is_usable("8.8.8.8", "192.168.1.1")
     assert not is_usable("127.0.0.1", "192.168.1.1")
     assert not is_usable("192.168.1.1", "8.8.8.8")
     assert not is_usable("224.0.0.1", "127.0.0.1")
+    assert not is_usable("8.8.8.8", "224.0.0.1")
 
 
 def test_subnets_are_those_of_public_addresses_only():

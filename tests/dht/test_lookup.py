@@ -184,3 +184,14 @@ def test_we_never_ask_ourselves(reply):
     assert lookup.next() == contact(1)
     lookup.answered(contact(1), [ASKER])
     assert lookup.finished
+
+
+def test_a_narrow_lookup_asks_one_until_it_is_widened():
+    contacts = sorted((contact(n) for n in range(10)), key=lambda peer: distance(peer.node_id, TARGET))
+    lookup = Lookup(TARGET, ASKER.node_id, contacts, count=8, alpha=4, narrow=True)
+    assert lookup.next() == contacts[0]
+    assert lookup.next() is None
+    lookup.widen()
+    assert [lookup.next() for _ in range(4)] == [*contacts[1:4], None]
+    lookup.overdue(contacts[0])
+    assert lookup.next() == contacts[4]

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from swarms import contact, seeded
+from swarms import contact, key, seeded
 
 from llamanet.dht.distance import common_prefix_bits, distance, number_of
 from llamanet.dht.routing import (
@@ -201,6 +201,23 @@ def test_a_private_subnet_has_no_such_limit():
     for number in range(1, 17):
         table.answered(contact(number, host="127.0.0.1"), 0.0)
     assert len(table) == 16
+
+
+def test_the_size_of_the_network_is_exact_while_small_and_estimated_beyond():
+    table = RoutingTable(OWN, k=16)
+    for number in range(1, 13):
+        table.answered(contact(number), 0.0)
+    assert table.network_size == 12
+    for size in (200, 5000):
+        estimates = []
+        for seed in range(20):
+            table = RoutingTable(NodeId(key(f"owner {seed}")), k=16)
+            for number in range(1, size + 1):
+                table.answered(contact(number), 0.0)
+            estimates.append(table.network_size)
+        mean = sum(estimates) / len(estimates)
+        assert 0.8 * size < mean < 1.25 * size
+        assert table.nodes_within(1 << 255) == pytest.approx(table.network_size / 2)
 
 
 def test_whom_to_check():
