@@ -2,7 +2,8 @@
 
 A backend holds the memory of `slots` sequences, each up to `n_ctx` tokens long. The engine decides what is computed
 when; a backend only does it. Rules:
-- `tokenize`, `piece` and `is_end` may be called from any thread at any time. All else is called from one thread only.
+- `tokenize`, `piece`, `is_end` and `check_grammar` may be called from any thread at any time. All else is called from
+  one thread only.
 - A slot's memory grows by `decode` at its end only, and shrinks by `forget`.
 - What `draw` returns depends on the slot's tokens so far, its sampling, and (seed, position), and on nothing else.
 """
@@ -13,7 +14,7 @@ from typing import Protocol
 import attrs
 
 from llamanet.errors import LlamaNetError
-from llamanet.wire.inference import Sampling
+from llamanet.wire.inference import Sampling, TokenLogprobs
 
 
 @attrs.define
@@ -64,8 +65,14 @@ class Backend(Protocol):
     def is_end(self, token: int) -> bool:
         """Whether the model ends its generation with `token`."""
 
+    def check_grammar(self, grammar: str, resume: Sequence[int]) -> None:
+        """Raises `RequestRefused` if `grammar` cannot be used, or if the tokens `resume` do not follow it."""
+
     def begin(self, slot: int, sampling: Sampling, seed: int, prompt: Sequence[int], resume: Sequence[int]) -> None:
-        """Make ready to draw for `slot`; penalties know the prompt and the tokens that were already generated."""
+        """Make ready to draw for `slot`; penalties know the prompt and the tokens that were already generated.
+
+        `sampling` has no `json_schema`, and its grammar was checked.
+        """
 
     def end(self, slot: int) -> None:
         """Drop what `begin` made. What the slot remembers stays, until it is forgotten."""
@@ -80,6 +87,12 @@ class Backend(Protocol):
         """The next token of `slot`, whose chunk in the last `decode` had `draws`.
 
         `position` counts the tokens generated so far, the resumed ones included. Raises `BackendError`.
+        """
+
+    def logprobs(self, slot: int, token: int, top: int) -> TokenLogprobs:
+        """How likely `token`, just drawn for `slot`, was to the model, and the `top` likeliest tokens in its place.
+
+        Only for a slot whose sampling asks for it.
         """
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from llamanet.node.backend import Backend, BackendError, Chunk
 from llamanet.node.rates import Rates
 from llamanet.node.scheduler import Scheduler, Step
 from llamanet.node.sequence import Sequence
-from llamanet.wire.inference import Accepted, Failed, Finished
+from llamanet.wire.inference import Accepted, Failed, Finished, TokenLogprobs
 
 
 @attrs.frozen
@@ -57,6 +57,8 @@ class Produced:
     serial: int
     token: int
     text: str
+    logprobs: TokenLogprobs | None = None
+    """If the request asks for them."""
 
 
 @attrs.frozen
@@ -192,7 +194,9 @@ class EngineCore:
             sequence.drew_first = now
         sequence.drew_last = now
         text = sequence.append(token, self.backend)
-        self._events.append(Produced(sequence.serial, token, text))
+        top = sequence.request.sampling.logprobs
+        logprobs = None if top is None else self.backend.logprobs(slot, token, top)
+        self._events.append(Produced(sequence.serial, token, text, logprobs))
         if sequence.reason is not None:
             self._drop(sequence)
             self._finish(sequence, sequence.reason)

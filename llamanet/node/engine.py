@@ -20,7 +20,7 @@ from llamanet.node.core import Admitted, Cancel, EngineCore, Event, Paused, Prod
 from llamanet.node.prepare import prepare
 from llamanet.node.sequence import Sequence
 from llamanet.node.worker import ThreadWorker, Worker
-from llamanet.wire.inference import Accepted, Failed, Finished, Generate, Tokens
+from llamanet.wire.inference import Accepted, Failed, Finished, Generate, TokenLogprobs, Tokens
 from llamanet.wire.rpc import ModelState
 
 SHORT_PROMPT_TOKENS = 32
@@ -166,7 +166,7 @@ class Engine:
             if generation is None:
                 continue
             if isinstance(event, Produced):
-                generation._add(event.token, event.text)
+                generation._add(event.token, event.text, event.logprobs)
             elif isinstance(event, Admitted):
                 generation._admitted = True
                 self._running += 1
@@ -214,6 +214,7 @@ class Generation:
         self._accepted: Accepted | None = None
         self._text: list[str] = []
         self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._last: Finished | Failed | None = None
         self._over = False
         self._news = trio.lowlevel.ParkingLot()
@@ -255,9 +256,15 @@ class Generation:
             self._accepted = None
             return accepted
         if self._tokens:
-            message = Tokens(id=self.request.id, text="".join(self._text), token_ids=tuple(self._tokens))
+            message = Tokens(
+                id=self.request.id,
+                text="".join(self._text),
+                token_ids=tuple(self._tokens),
+                logprobs=tuple(self._logprobs),
+            )
             self._text.clear()
             self._tokens.clear()
+            self._logprobs.clear()
             self._caught_up(len(message.token_ids))
             return message
         if last := self._last:
@@ -276,8 +283,10 @@ class Generation:
         self._accepted = message
         self._news.unpark_all()
 
-    def _add(self, token: int, text: str) -> None:
+    def _add(self, token: int, text: str, logprobs: TokenLogprobs | None) -> None:
         self._tokens.append(token)
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
         if text:
             self._text.append(text)
         self._news.unpark_all()

@@ -28,8 +28,9 @@ from llamanet.errors import ModelFileError, UserError
 from llamanet.node.backend import BackendError, Chunk
 from llamanet.node.cores import physical_cores
 from llamanet.node.gguf import check_model_file
-from llamanet.node.llama_sampler import LlamaSampler
-from llamanet.wire.inference import Sampling
+from llamanet.node.llama_grammar import LlamaGrammar
+from llamanet.node.llama_sampler import LlamaSampler, LlamaVocab, logprobs_of
+from llamanet.wire.inference import Sampling, TokenChance, TokenLogprobs
 
 _logger = logging.getLogger(__name__)
 _ERROR = 4
@@ -75,6 +76,7 @@ class LlamaBackend:
         self._memory = lib.llama_get_memory(self._context)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         self.chat_template = _text(lib.llama_model_chat_template(self._model, None))
+        self._drawn_from = LlamaVocab(self._vocab, n_ctx=self.n_ctx)
         bos = lib.llama_vocab_bos(self._vocab)
         self._bos = bos if lib.llama_vocab_get_add_bos(self._vocab) else None
         self.bos_text = self._special_text(bos)
@@ -107,9 +109,13 @@ class LlamaBackend:
         """As `Backend.is_end`."""
         return bool(lib.llama_vocab_is_eog(self._vocab, token))
 
+    def check_grammar(self, grammar: str, resume: Sequence[int]) -> None:
+        """As `Backend.check_grammar`."""
+        LlamaGrammar(self._vocab, grammar, resume, end_tokens=self._drawn_from.end_tokens).close()
+
     def begin(self, slot: int, sampling: Sampling, seed: int, prompt: Sequence[int], resume: Sequence[int]) -> None:
         """As `Backend.begin`. Penalties count the prompt's tokens too, as in llama-server."""
-        self._samplers[slot] = LlamaSampler(sampling, seed, n_vocab=self.n_vocab, tokens=[*prompt, *resume])
+        self._samplers[slot] = LlamaSampler(sampling, seed, self._drawn_from, prompt=prompt, resume=resume)
 
     def end(self, slot: int) -> None:
         """As `Backend.end`."""
@@ -129,6 +135,12 @@ class LlamaBackend:
     def draw(self, slot: int, position: int) -> int:
         """As `Backend.draw`."""
         return self._samplers[slot].draw(self._context, self._outputs[slot], position)
+
+    def logprobs(self, slot: int, token: int, top: int) -> TokenLogprobs:
+        """As `Backend.logprobs`."""
+        drawn, *others = logprobs_of(self._samplers[slot].raw, token, top)
+        chances = [TokenChance(token=id, piece=self.piece(id), logprob=logprob) for id, logprob in others]
+        return TokenLogprobs(token=token, piece=self.piece(token), logprob=drawn[1], top=tuple(chances))
 
     def close(self) -> None:
         """As `Backend.close`."""

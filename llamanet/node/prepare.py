@@ -5,12 +5,15 @@ It may take milliseconds for a long prompt, so it runs beside the engine thread,
 
 import random
 
+import attrs
+
 from llamanet.errors import RequestRefused
 from llamanet.node.backend import Backend
 from llamanet.node.chat_template import ChatTemplate
 from llamanet.node.detokenize import TextStream
+from llamanet.node.grammar import check_grammar_size, json_schema_grammar
 from llamanet.node.sequence import Sequence
-from llamanet.wire.inference import MAX_SEED, Failed, Generate
+from llamanet.wire.inference import MAX_SEED, Failed, Generate, Sampling
 
 
 def prepare(serial: int, request: Generate, backend: Backend, template: ChatTemplate, now: float) -> Sequence | Failed:
@@ -20,6 +23,7 @@ def prepare(serial: int, request: Generate, backend: Backend, template: ChatTemp
     """
     try:
         text = request.prompt if request.prompt is not None else template.render(request.messages)
+        request = attrs.evolve(request, sampling=_checked(request.sampling, request.resume, backend))
     except RequestRefused as error:
         return _refused(request, "bad_request", error.message, error.field, error.limit)
     prompt = backend.tokenize(text)
@@ -56,6 +60,38 @@ def prepare(serial: int, request: Generate, backend: Backend, template: ChatTemp
             break
         sequence.append(token, backend)
     return sequence
+
+
+def _checked(sampling: Sampling, resume: tuple[int, ...], backend: Backend) -> Sampling:
+    """The same sampling with a JSON schema turned into a grammar. Raises `RequestRefused` for what does not agree."""
+    if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
+        raise RequestRefused(
+            f"min_tokens {sampling.min_tokens} is above max_tokens {sampling.max_tokens}",
+            field="sampling.min_tokens",
+            limit=f"at most {sampling.max_tokens}",
+        )
+    for token, _ in sampling.logit_bias:
+        if token >= backend.n_vocab:
+            raise RequestRefused(
+                f"token {token} is not in the model's vocabulary",
+                field="sampling.logit_bias",
+                limit=f"ids below {backend.n_vocab}",
+            )
+    if sampling.grammar is None and sampling.json_schema is None:
+        return sampling
+    if sampling.grammar is not None and sampling.json_schema is not None:
+        raise RequestRefused("give a grammar or a JSON schema, not both", field="sampling.json_schema")
+    if sampling.min_tokens or sampling.ignore_eos:
+        # Where a grammar is at its end there is nothing else to draw.
+        field = "sampling.min_tokens" if sampling.min_tokens else "sampling.ignore_eos"
+        raise RequestRefused("a grammar says itself where the text ends", field=field, limit="none with a grammar")
+    if sampling.json_schema is None:
+        grammar = sampling.grammar or ""
+        check_grammar_size(grammar)
+    else:
+        grammar = json_schema_grammar(sampling.json_schema)
+    backend.check_grammar(grammar, resume)
+    return attrs.evolve(sampling, grammar=grammar, json_schema=None)
 
 
 def _refused(request: Generate, code: str, message: str, field: str | None, limit: str | None) -> Failed:

@@ -2,7 +2,7 @@
 
 Rules:
 - What is drawn is a function of (prompt, position, seed) alone, so a resumed stream can be checked to the token.
-  At temperature 0 the seed does not matter.
+  At temperature 0 the seed does not matter. Of all other sampling only `min_tokens` and `ignore_eos` do.
 - A prompt has one token a word. The words that it generates come from a short list; some of them need two tokens to
   make a character, as with real vocabularies.
 - Time is only spent where the script says so: `step_time` each step and `token_time` each prompt token, in seconds.
@@ -22,12 +22,13 @@ from typing import TypeVar
 import attrs
 import trio
 
+from llamanet.errors import RequestRefused
 from llamanet.node.backend import BackendError, Chunk
 from llamanet.node.core import Command, EngineCore
 from llamanet.node.engine import serve_engine
 from llamanet.node.sampling import position_seed
 from llamanet.node.worker import Deliver
-from llamanet.wire.inference import Sampling
+from llamanet.wire.inference import Sampling, TokenChance, TokenLogprobs
 
 T = TypeVar("T")
 
@@ -53,6 +54,15 @@ def scripted_tokens(
 def scripted_text(tokens: Run[int]) -> str:
     """The text of scripted tokens."""
     return b"".join(_PIECES[token] for token in tokens).decode(errors="replace")
+
+
+def scripted_logprobs(token: int, top: int) -> TokenLogprobs:
+    """Halved chances: the drawn token's is 1/2, and so on through the ids above it."""
+    ids = [(token + step) % len(_PIECES) for step in range(max(1, top))]
+    chances = [
+        TokenChance(token=id, piece=_PIECES[id], logprob=-(step + 1) * math.log(2)) for step, id in enumerate(ids)
+    ]
+    return TokenLogprobs(token=token, piece=chances[0].piece, logprob=chances[0].logprob, top=tuple(chances[:top]))
 
 
 def _tokenize(text: str) -> list[int]:
@@ -104,7 +114,7 @@ class ScriptedBackend:
     closed: bool = False
     spent: float = 0.0
     """Scripted seconds that nobody has slept yet; only without `sleep`."""
-    _scripts: dict[int, tuple[int, int]] = attrs.field(factory=dict)
+    _scripts: dict[int, tuple[int, int, int]] = attrs.field(factory=dict)
     _lengths: dict[int, int] = attrs.field(factory=dict)
     _released: threading.Event = attrs.field(factory=threading.Event)
 
@@ -120,9 +130,15 @@ class ScriptedBackend:
         """Whether `token` is `END`."""
         return token == END
 
+    def check_grammar(self, grammar: str, resume: Run[int]) -> None:
+        """Take every grammar that has a root; the script follows none."""
+        if "root ::=" not in grammar:
+            raise RequestRefused("the grammar has no rule root", "sampling.grammar", "GBNF with a rule root")
+
     def begin(self, slot: int, sampling: Sampling, seed: int, prompt: Run[int], resume: Run[int]) -> None:
         """Remember what the draws depend on."""
-        self._scripts[slot] = _key(prompt), seed if sampling.temperature > 0 else 0
+        ends_at = self.n_ctx if sampling.ignore_eos else max(self.answer_tokens, sampling.min_tokens)
+        self._scripts[slot] = _key(prompt), seed if sampling.temperature > 0 else 0, ends_at
 
     def end(self, slot: int) -> None:
         """Forget what the draws depend on."""
@@ -151,8 +167,12 @@ class ScriptedBackend:
             raise BackendError(f"scripted failure at token {self.drawn}")
         if self.drawn == self.hang_at:
             self._spend(math.inf)
-        key, seed = self._scripts[slot]
-        return _scripted(key, position, seed, self.answer_tokens)
+        key, seed, ends_at = self._scripts[slot]
+        return _scripted(key, position, seed, ends_at)
+
+    def logprobs(self, slot: int, token: int, top: int) -> TokenLogprobs:
+        """As `scripted_logprobs`."""
+        return scripted_logprobs(token, top)
 
     def close(self) -> None:
         """Note it."""

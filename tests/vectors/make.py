@@ -201,6 +201,10 @@ def _inference() -> Any:
         tokens_per_second=31.5,
         ttft_s=0.25,
     )
+    chance = inference.TokenChance(token=5, piece=b" \xc3", logprob=-0.25)
+    logprobs = inference.TokenLogprobs(
+        token=5, piece=b" \xc3", logprob=-0.25, top=(chance, inference.TokenChance(token=0, piece=b"", logprob=-2.5))
+    )
     messages: list[Any] = [
         inference.Generate(id=1, prompt="What is LlamaNet?"),
         inference.Generate(
@@ -214,10 +218,28 @@ def _inference() -> Any:
             digest=bytes(range(32)),
             sampling=inference.Sampling(temperature=0.0, seed=7, max_tokens=64, stop=("\n\n",)),
         ),
+        inference.Generate(
+            id=4,
+            prompt="One, two,",
+            sampling=inference.Sampling(
+                min_tokens=3,
+                ignore_eos=True,
+                logit_bias=((198, -100.0), (30_000, 1.5)),
+                dry_multiplier=0.75,
+                dry_base=2.0,
+                dry_allowed_length=3,
+                dry_penalty_last_n=512,
+                dry_sequence_breakers=("\n",),
+                logprobs=2,
+            ),
+        ),
+        inference.Generate(id=5, prompt="Yes or no?", sampling=inference.Sampling(grammar='root ::= "yes" | "no"')),
+        inference.Generate(id=6, prompt="JSON:", sampling=inference.Sampling(json_schema='{"type": "object"}')),
         inference.Cancel(id=1),
         inference.Status(id=3),
         inference.Accepted(id=1, node_id="bootstrap-node", prompt_tokens=12, cached_tokens=8),
         inference.Tokens(id=1, text=" é", token_ids=(5, 70_000)),
+        inference.Tokens(id=4, text="", token_ids=(5,), logprobs=(logprobs,)),
         inference.Finished(
             id=1, reason="length", usage=usage, timings=inference.Timings(queue_s=0.5, prefill_s=0.125, decode_s=2.25)
         ),

@@ -28,6 +28,7 @@ MODEL = {
     "name": "m", "digest": "0" * 64, "n_ctx": 1,
     "slots": 1, "running": 1, "waiting": 1, "tokens_per_second": 1, "ttft_s": 1,
 }  # fmt: skip
+CHANCE = {"token": 1, "piece": "20", "logprob": -0.5}
 CLIENT = {
     "generate": {"id": 1, "prompt": "Hi"},
     "cancel": {"id": 1},
@@ -56,6 +57,26 @@ BOUNDS = [
     (CLIENT, "generate", "sampling.seed", [None, 0, 2**63 - 1], [-1, 2**63, 1.0]),
     (CLIENT, "generate", "sampling.max_tokens", [None, 1, 1_000_000], [0, 1_000_001]),
     (CLIENT, "generate", "sampling.stop", [[], ["x" * 256] * 16], [["x"] * 17, [""], ["x" * 257], "x"]),
+    (CLIENT, "generate", "sampling.min_tokens", [0, 1_000_000], [-1, 1_000_001, None]),
+    (CLIENT, "generate", "sampling.ignore_eos", [True, False], [1, None]),
+    (CLIENT, "generate", "sampling.logit_bias", [[], [[0, -100]] * 1_024], [[[0, 0]] * 1_025, {"0": 1}, [[1]], None]),
+    (
+        CLIENT,
+        "generate",
+        "sampling.logit_bias",
+        [[[2**31 - 1, 100]]],
+        [[[-1, 0]], [[0, 100.1]], [[2**31, 0]], [[1, 1, 1]]],
+    ),
+    (CLIENT, "generate", "sampling.dry_multiplier", [0, 100], [-0.1, 100.1]),
+    (CLIENT, "generate", "sampling.dry_base", [1, 100], [0.9, 100.1]),
+    (CLIENT, "generate", "sampling.dry_allowed_length", [0, 65_536], [-1, 65_537]),
+    (CLIENT, "generate", "sampling.dry_penalty_last_n", [None, 0, 65_536], [-1, 65_537]),
+    (CLIENT, "generate", "sampling.dry_sequence_breakers", [[], ["x" * 64] * 16], [["x"] * 17, [""], ["x" * 65]]),
+    (CLIENT, "generate", "sampling.logprobs", [None, 0, 20], [-1, 21, True]),
+    *[
+        (CLIENT, "generate", f"sampling.{name}", [None, "x" * 65_536], ["", "x" * 65_537, {}])
+        for name in ("grammar", "json_schema")
+    ],
     (CLIENT, "generate", "sampling.tempreture", [], [1]),
     (CLIENT, "generate", "extra", [], [1]),
     (CLIENT, "cancel", "id", *ID),
@@ -67,6 +88,10 @@ BOUNDS = [
     (NODE, "tokens", "id", *ID),
     (NODE, "tokens", "text", ["", "é🦙"], [None, 1]),
     (NODE, "tokens", "token_ids", *IDS),
+    (NODE, "tokens", "logprobs", [[], [CHANCE | {"top": [CHANCE] * 20}]], [None, [CHANCE | {"top": [CHANCE] * 21}]]),
+    (NODE, "tokens", "logprobs.0.token", [0, 2**31 - 1], [-1, 2**31]),
+    (NODE, "tokens", "logprobs.0.piece", ["", "aF" * 1_024], ["a", "gg", "aF" * 1_025, "a a ", None]),
+    (NODE, "tokens", "logprobs.0.logprob", [0, -1e6], [0.1, -1.1e6, None]),
     (NODE, "finished", "id", *ID),
     (NODE, "finished", "reason", ["stop", "length"], ["cancelled", "", None]),
     *[(NODE, "finished", f"usage.{name}", *COUNT) for name in ("prompt_tokens", "completion_tokens", "cached_tokens")],
@@ -110,6 +135,8 @@ def test_bounds(messages, name, path, inside, outside):
     plain = {"type": name, **messages[name]}
     if path.startswith("usage"):
         plain["usage"] = USAGE
+    if path.startswith("logprobs."):
+        plain["logprobs"] = [CHANCE]
     shown = path.replace(".0.", "[0].")
     for value in inside:
         changed = with_value(plain, path, value)

@@ -190,11 +190,14 @@ def test_facts():
 SAMPLING = {
     "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "typical_p": 1.0, "repeat_penalty": 1.0,
     "presence_penalty": 0.0, "frequency_penalty": 0.0, "penalty_last_n": 64, "seed": None, "max_tokens": None,
-    "stop": [],
+    "stop": [], "min_tokens": 0, "ignore_eos": False, "logit_bias": [], "dry_multiplier": 0.0, "dry_base": 1.75,
+    "dry_allowed_length": 2, "dry_penalty_last_n": None, "dry_sequence_breakers": ["\n", ":", '"', "*"],
+    "logprobs": None, "grammar": None, "json_schema": None,
 }  # fmt: skip
 DEFAULTS = {
     "generate": {"model": None, "prompt": None, "messages": [], "resume": [], "digest": None, "sampling": {}},
     "accepted": {"cached_tokens": 0},
+    "tokens": {"logprobs": []},
     "finished": {"timings": {}},
     "failed": {"id": None, "field": None, "limit": None, "retry_after": None},
 }

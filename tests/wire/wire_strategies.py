@@ -129,6 +129,23 @@ samplings = st.builds(
     seed=st.none() | st.integers(0, 2**63 - 1),
     max_tokens=st.none() | st.integers(1, 1_000_000),
     stop=st.lists(valid_text(1, 256), max_size=16).map(tuple),
+    min_tokens=st.integers(0, 1_000_000),
+    ignore_eos=st.booleans(),
+    logit_bias=st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 100)), max_size=4).map(tuple),
+    dry_multiplier=st.floats(0, 100),
+    dry_base=st.floats(1, 100),
+    dry_allowed_length=st.integers(0, 65_536),
+    dry_penalty_last_n=st.none() | st.integers(0, 65_536),
+    dry_sequence_breakers=st.lists(valid_text(1, 64), max_size=16).map(tuple),
+    logprobs=st.none() | st.integers(0, 20),
+    grammar=st.none() | valid_text(1, 1000),
+    json_schema=st.none() | valid_text(1, 1000),
+)
+chances = {"token": st.integers(0, 2**31 - 1), "piece": st.binary(max_size=32), "logprob": st.floats(-1e6, 0)}
+token_logprobs = st.builds(
+    inference.TokenLogprobs,
+    **chances,
+    top=st.lists(st.builds(inference.TokenChance, **chances), max_size=20).map(tuple),
 )
 chats = st.lists(
     st.builds(inference.ChatMessage, role=valid_text(1, 64), content=valid_text(0, 1000)), min_size=1, max_size=4
@@ -155,7 +172,13 @@ node_messages = st.one_of(
         prompt_tokens=counts,
         cached_tokens=counts,
     ),
-    st.builds(inference.Tokens, id=request_ids, text=valid_text(0, 100), token_ids=token_ids),
+    st.builds(
+        inference.Tokens,
+        id=request_ids,
+        text=valid_text(0, 100),
+        token_ids=token_ids,
+        logprobs=st.lists(token_logprobs, max_size=3).map(tuple),
+    ),
     st.builds(
         inference.Finished,
         id=request_ids,
