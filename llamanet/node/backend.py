@@ -4,7 +4,7 @@ A backend holds the memory of `slots` sequences, each up to `n_ctx` tokens long.
 when; a backend only does it. Rules:
 - `tokenize`, `piece`, `is_end` and `check_grammar` may be called from any thread at any time. All else is called from
   one thread only.
-- A slot's memory grows by `decode` at its end only, and shrinks by `forget`.
+- A slot's memory grows by `decode` at its end only, and shrinks by `forget`; `copy` replaces it.
 - What `draw` returns depends on the slot's tokens so far, its sampling, and (seed, position), and on nothing else.
 """
 
@@ -78,7 +78,14 @@ class Backend(Protocol):
         """Drop what `begin` made. What the slot remembers stays, until it is forgotten."""
 
     def forget(self, slot: int, start: int) -> bool:
-        """Drop the slot's memory from position `start` on. False: this memory cannot be cut there, nothing changed."""
+        """Drop the slot's memory from position `start` on. False: this memory cannot be cut there, nothing changed.
+
+        A cut is refused where the memory lacks what a token at `start` must see, or has no state to go on from. From
+        position 0 on, and past the end, it never is.
+        """
+
+    def copy(self, source: int, slot: int) -> None:
+        """Have `slot` remember what `source` remembers, and nothing else."""
 
     def decode(self, chunks: Sequence[Chunk]) -> None:
         """Compute the chunks, at most `n_batch` tokens together. Raises `BackendError`."""

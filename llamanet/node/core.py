@@ -13,6 +13,8 @@ from typing import TypeAlias
 import attrs
 
 from llamanet.node.backend import Backend, BackendError, Chunk
+from llamanet.node.pacing import Pace
+from llamanet.node.prefix_cache import Placement
 from llamanet.node.rates import Rates
 from llamanet.node.scheduler import Scheduler, Step
 from llamanet.node.sequence import Sequence
@@ -89,6 +91,7 @@ class EngineCore:
         node_id: str,
         buffer_tokens: int,
         reader_timeout: float,
+        target_step_s: float,
         clock: Callable[[], float],
     ) -> None:
         self.backend = backend
@@ -97,7 +100,8 @@ class EngineCore:
         self._node_id = node_id
         self._buffer_tokens = buffer_tokens
         self._reader_timeout = reader_timeout
-        self._scheduler = Scheduler(slots=backend.slots, n_batch=backend.n_batch)
+        self._pace = Pace(target_step_s, backend.n_batch)
+        self._scheduler = Scheduler(slots=backend.slots, n_ctx=backend.n_ctx, n_batch=backend.n_batch, pace=self._pace)
         self._sequences: dict[int, Sequence] = {}
         self._events: list[Event] = []
 
@@ -134,8 +138,8 @@ class EngineCore:
             if now >= since + self._reader_timeout:
                 message = f"the reader took nothing for {self._reader_timeout:g} s"
                 self._fail(sequence, "slow_reader", message)
-        for slot, sequence in self._scheduler.admit():
-            self._admit(slot, sequence, now)
+        while admitted := self._scheduler.admit():
+            self._admit(*admitted, now)
         return self._scheduler.plan()
 
     def wake_at(self) -> float | None:
@@ -154,6 +158,7 @@ class EngineCore:
             self.backend.decode(step.chunks)
         except BackendError as error:
             for sequence, _ in step.parts:
+                sequence.computed = 0
                 self._fail(sequence, "internal", str(error))
             return
         drawn_at = self.clock()
@@ -161,10 +166,18 @@ class EngineCore:
             sequence.computed += len(chunk.tokens)
             if chunk.draws:
                 self._draw(chunk.slot, sequence, drawn_at)
-        self.rates.step(drawing=step.drawing, tokens=step.tokens, seconds=self.clock() - start)
+        seconds = self.clock() - start
+        self.rates.step(drawing=step.drawing, tokens=step.tokens, seconds=seconds)
+        self._pace.step(prompt_tokens=step.prompt_tokens, seconds=seconds)
 
     def _submit(self, sequence: Sequence) -> None:
-        accepted = Accepted(id=sequence.request.id, node_id=self._node_id, prompt_tokens=sequence.prompt_tokens)
+        sequence.cached = min(self._scheduler.cached(sequence.tokens), sequence.prompt_tokens)
+        accepted = Accepted(
+            id=sequence.request.id,
+            node_id=self._node_id,
+            prompt_tokens=sequence.prompt_tokens,
+            cached_tokens=sequence.cached,
+        )
         self._events.append(Told(sequence.serial, accepted))
         if sequence.reason is not None:
             self._finish(sequence, sequence.reason)
@@ -172,9 +185,15 @@ class EngineCore:
         self._sequences[sequence.serial] = sequence
         self._scheduler.add(sequence)
 
-    def _admit(self, slot: int, sequence: Sequence, now: float) -> None:
+    def _admit(self, placement: Placement, sequence: Sequence, now: float) -> None:
+        slot = placement.slot
         sequence.admitted = now
-        self.backend.forget(slot, 0)
+        if placement.source != slot:
+            self.backend.copy(placement.source, slot)
+        if not self.backend.forget(slot, placement.reused):
+            self.backend.forget(slot, 0)
+            sequence.computed = 0
+        sequence.cached = min(sequence.computed, sequence.prompt_tokens)
         self.backend.begin(
             slot,
             sequence.request.sampling,

@@ -33,12 +33,14 @@ class EngineConfig:
 
     `node_id` is the label that replies carry. `max_waiting` bounds the requests that wait for a slot.
     `buffer_tokens` is how far a reader may lag, and `reader_timeout` how long, in seconds, it may then take nothing.
+    `target_step_s` is how long a step may take, in seconds, while anyone streams.
     """
 
     node_id: str = ""
     max_waiting: int = 64
     buffer_tokens: int = 256
     reader_timeout: float = 30.0
+    target_step_s: float = 0.15
 
 
 async def serve_engine(
@@ -65,6 +67,7 @@ async def serve_engine(
                 node_id=config.node_id,
                 buffer_tokens=config.buffer_tokens,
                 reader_timeout=config.reader_timeout,
+                target_step_s=config.target_step_s,
                 clock=worker.clock,
             )
             await worker.own(core.measure)

@@ -74,6 +74,7 @@ class LlamaBackend:
             lib.llama_model_free(self._model)
             raise
         self._memory = lib.llama_get_memory(self._context)
+        self._window: int = lib.llama_model_n_swa(self._model)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         self.chat_template = _text(lib.llama_model_chat_template(self._model, None))
         self._drawn_from = LlamaVocab(self._vocab, n_ctx=self.n_ctx)
@@ -123,7 +124,17 @@ class LlamaBackend:
 
     def forget(self, slot: int, start: int) -> bool:
         """As `Backend.forget`."""
+        if 0 < start <= lib.llama_memory_seq_pos_max(self._memory, slot):
+            # With a sliding window old positions are gone; llama.cpp cuts all the same, and goes on without them.
+            first_seen = max(0, start - self._window) if self._window else 0
+            if lib.llama_memory_seq_pos_min(self._memory, slot) > first_seen:
+                return False
         return bool(lib.llama_memory_seq_rm(self._memory, slot, start, -1))
+
+    def copy(self, source: int, slot: int) -> None:
+        """As `Backend.copy`. The tokens move at the start of the next `decode`, before it computes."""
+        lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        lib.llama_memory_seq_cp(self._memory, source, slot, -1, -1)
 
     def decode(self, chunks: Sequence[Chunk]) -> None:
         """As `Backend.decode`."""

@@ -1,18 +1,22 @@
 """What is computed next: which sequences hold a slot, and which of their tokens go into a batch. Pure.
 
 Rules:
-- A waiting sequence gets the lowest free slot, in the order of arrival.
+- Waiting sequences get a slot in the order of arrival; `PrefixCache` says which one.
 - A step holds at most `n_batch` tokens: first one token of each sequence that draws next, so that a long prompt never
-  stalls a stream; then prompt chunks, oldest first.
+  stalls a stream; then prompt chunks, while anyone streams no more of them than the `Pace` allows.
+- The oldest prompt gets at least half of what there is for prompts, so that none starves. The other half goes to the
+  prompts with the least to compute first, so that a short one does not wait for a long one.
 - A paused sequence keeps its slot and its memory, and is not computed.
 """
 
-import heapq
 from collections import deque
+from collections.abc import Iterator
 
 import attrs
 
 from llamanet.node.backend import Chunk
+from llamanet.node.pacing import Pace
+from llamanet.node.prefix_cache import Placement, PrefixCache
 from llamanet.node.sequence import Sequence
 
 
@@ -33,6 +37,11 @@ class Step:
         return sum(chunk.draws for _, chunk in self.parts)
 
     @property
+    def prompt_tokens(self) -> int:
+        """Tokens computed in this step beside those of streams."""
+        return sum(len(chunk.tokens) for _, chunk in self.parts if len(chunk.tokens) > 1 or not chunk.draws)
+
+    @property
     def tokens(self) -> int:
         """Tokens computed in this step."""
         return sum(len(chunk.tokens) for _, chunk in self.parts)
@@ -41,10 +50,11 @@ class Step:
 class Scheduler:
     """The waiting and the running sequences of one engine."""
 
-    def __init__(self, *, slots: int, n_batch: int) -> None:
+    def __init__(self, *, slots: int, n_ctx: int, n_batch: int, pace: Pace) -> None:
         """`n_batch` is at least `slots`, so that every stream has its place in every step."""
         self._n_batch = n_batch
-        self._free = list(range(slots))
+        self._pace = pace
+        self._cache = PrefixCache(slots=slots, n_ctx=n_ctx)
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
         """By slot, in the order of admission."""
@@ -57,28 +67,36 @@ class Scheduler:
             place -= 1
         self.waiting.insert(place, sequence)
 
-    def admit(self) -> list[tuple[int, Sequence]]:
-        """Give the free slots to the oldest waiting sequences; the slots with the sequences that got them."""
-        admitted = []
-        while self._free and self.waiting:
-            sequence = self.waiting.popleft()
-            sequence.slot = heapq.heappop(self._free)
-            self.running[sequence.slot] = sequence
-            admitted.append((sequence.slot, sequence))
-        return admitted
+    def cached(self, tokens: list[int]) -> int:
+        """How many of a prompt's tokens would not have to be computed, if it were admitted now."""
+        return self._cache.longest(tokens, self._live())
+
+    def admit(self) -> tuple[Placement, Sequence] | None:
+        """Give an idle slot to the oldest waiting sequence; None if there is none of either.
+
+        The sequence counts `reused` tokens as computed. If they cannot be had, the caller sets `computed` to 0 before
+        it calls again.
+        """
+        if not self._cache.idle or not self.waiting:
+            return None
+        sequence = self.waiting.popleft()
+        placement = self._cache.take(sequence.tokens, self._live())
+        sequence.slot = placement.slot
+        sequence.computed = placement.reused
+        self.running[placement.slot] = sequence
+        return placement, sequence
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it is; its slot is free from here on."""
+        """Forget a sequence, wherever it is; its slot is idle from here on, and remembers what was computed."""
         if sequence.slot is None:
             self.waiting.remove(sequence)
         else:
             del self.running[sequence.slot]
-            heapq.heappush(self._free, sequence.slot)
+            self._cache.release(sequence.slot, sequence.tokens[: sequence.computed])
             sequence.slot = None
 
     def plan(self) -> Step:
         """The next step; without parts if nothing can be computed."""
-        budget = self._n_batch
         parts = []
         prompts = []
         for slot, sequence in self.running.items():
@@ -86,17 +104,32 @@ class Scheduler:
                 continue
             if sequence.pending == 1:
                 parts.append((sequence, _chunk(slot, sequence, 1)))
-                budget -= 1
             else:
                 prompts.append((slot, sequence))
-        for slot, sequence in prompts:
-            if budget == 0:
-                break
-            size = min(budget, sequence.pending)
+        budget = min(self._n_batch - len(parts), self._pace.prompt_tokens(streaming=bool(parts)))
+        for slot, sequence, size in _shares(prompts, budget):
             parts.append((sequence, _chunk(slot, sequence, size)))
-            budget -= size
         # llama.cpp computes neighbouring sequences in one pass only if they stand in the batch in the order of slots.
         return Step(sorted(parts, key=lambda part: part[1].slot))
+
+    def _live(self) -> dict[int, list[int]]:
+        return {slot: sequence.tokens[: sequence.computed] for slot, sequence in self.running.items()}
+
+
+def _shares(prompts: list[tuple[int, Sequence]], budget: int) -> Iterator[tuple[int, Sequence, int]]:
+    if not prompts:
+        return
+    oldest_slot, oldest = prompts[0]
+    others = sorted(prompts[1:], key=lambda prompt: prompt[1].pending)
+    reserved = min(oldest.pending, (budget + 1) // 2)
+    left = budget - reserved
+    for slot, sequence in others:
+        size = min(left, sequence.pending)
+        left -= size
+        if size:
+            yield slot, sequence, size
+    if size := min(reserved + left, oldest.pending):
+        yield oldest_slot, oldest, size
 
 
 def _chunk(slot: int, sequence: Sequence, size: int) -> Chunk:

@@ -34,7 +34,7 @@ class Sequence:
     slot: int | None = None
     computed: int = 0
     cached: int = 0
-    """Prompt tokens that were found in memory and not computed."""
+    """Prompt tokens that were found in memory and not computed; before it has a slot, how many could be."""
     taken: int = 0
     """Generated tokens that the reader has taken. Written by the reader's thread, read by the engine's."""
     paused_at: float | None = None

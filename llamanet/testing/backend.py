@@ -3,6 +3,8 @@
 Rules:
 - What is drawn is a function of (prompt, position, seed) alone, so a resumed stream can be checked to the token.
   At temperature 0 the seed does not matter. Of all other sampling only `min_tokens` and `ignore_eos` do.
+- Each slot remembers the tokens that were decoded in it, and a draw from anything but the prompt and what followed it
+  fails: no answer comes from a wrong memory unnoticed.
 - A prompt has one token a word. The words that it generates come from a short list; some of them need two tokens to
   make a character, as with real vocabularies.
 - Time is only spent where the script says so: `step_time` each step and `token_time` each prompt token, in seconds.
@@ -13,7 +15,7 @@ import math
 import re
 import threading
 import zlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from collections.abc import Sequence as Run
 from functools import partial
@@ -89,7 +91,8 @@ class ScriptedBackend:
 
     `answer_tokens` come before the end token. `fail_at` and `hang_at` number the tokens that the backend draws, from
     1, over all requests: at that one it raises `BackendError`, or stands still. In a thread (`sleep` given) a hanging
-    backend goes on when `release` is called, and its engine can only end then.
+    backend goes on when `release` is called, and its engine can only end then. Memory can be cut anywhere, unless
+    `window` keeps only so many of the last tokens, as models with a sliding window do, or `recurrent` keeps one state.
     """
 
     n_ctx: int = 2048
@@ -106,6 +109,8 @@ class ScriptedBackend:
     token_time: float = 0.0
     fail_at: int | None = None
     hang_at: int | None = None
+    window: int | None = None
+    recurrent: bool = False
     sleep: Callable[[float], None] | None = None
     drawn: int = 0
     """Tokens drawn so far."""
@@ -114,8 +119,10 @@ class ScriptedBackend:
     closed: bool = False
     spent: float = 0.0
     """Scripted seconds that nobody has slept yet; only without `sleep`."""
-    _scripts: dict[int, tuple[int, int, int]] = attrs.field(factory=dict)
-    _lengths: dict[int, int] = attrs.field(factory=dict)
+    _scripts: dict[int, tuple[list[int], int, int]] = attrs.field(factory=dict)
+    _memory: dict[int, list[int]] = attrs.field(factory=lambda: defaultdict(list))
+    _oldest: dict[int, int] = attrs.field(factory=lambda: defaultdict(int))
+    """The first position that a slot's window still holds."""
     _released: threading.Event = attrs.field(factory=threading.Event)
 
     def tokenize(self, text: str) -> list[int]:
@@ -138,24 +145,41 @@ class ScriptedBackend:
     def begin(self, slot: int, sampling: Sampling, seed: int, prompt: Run[int], resume: Run[int]) -> None:
         """Remember what the draws depend on."""
         ends_at = self.n_ctx if sampling.ignore_eos else max(self.answer_tokens, sampling.min_tokens)
-        self._scripts[slot] = _key(prompt), seed if sampling.temperature > 0 else 0, ends_at
+        self._scripts[slot] = list(prompt), seed if sampling.temperature > 0 else 0, ends_at
 
     def end(self, slot: int) -> None:
         """Forget what the draws depend on."""
         del self._scripts[slot]
 
     def forget(self, slot: int, start: int) -> bool:
-        """Shorten the slot's memory."""
-        self._lengths[slot] = min(start, self._lengths.get(slot, 0))
+        """Shorten the slot's memory, if it is of the kind that can be."""
+        memory = self._memory[slot]
+        if 0 < start < len(memory) and (
+            self.recurrent or (self.window and self._oldest[slot] > max(0, start - self.window))
+        ):
+            return False
+        del memory[start:]
+        if start == 0:
+            self._oldest[slot] = 0
         return True
+
+    def copy(self, source: int, slot: int) -> None:
+        """Copy the whole of a slot's memory."""
+        self._memory[slot] = self._memory[source].copy()
+        self._oldest[slot] = self._oldest[source]
 
     def decode(self, chunks: Run[Chunk]) -> None:
         """Check that each chunk goes on where its slot's memory ends, and take the scripted time."""
         for chunk in chunks:
-            length = self._lengths.get(chunk.slot, 0)
-            if chunk.start != length:
-                raise BackendError(f"slot {chunk.slot} holds {length} tokens, and is continued at {chunk.start}")
-            self._lengths[chunk.slot] = length + len(chunk.tokens)
+            memory = self._memory[chunk.slot]
+            if chunk.start != len(memory):
+                raise BackendError(f"slot {chunk.slot} holds {len(memory)} tokens, and is continued at {chunk.start}")
+            first_seen = max(0, chunk.start - self.window) if self.window else 0
+            if self._oldest[chunk.slot] > first_seen:
+                raise BackendError(f"slot {chunk.slot} lacks what the token at {chunk.start} must see")
+            memory += chunk.tokens
+            if self.window:
+                self._oldest[chunk.slot] = max(self._oldest[chunk.slot], len(memory) - self.window)
             self.computed += len(chunk.tokens)
         prompt_tokens = sum(len(chunk.tokens) - chunk.draws for chunk in chunks)
         self._spend(self.step_time + self.token_time * prompt_tokens)
@@ -167,7 +191,11 @@ class ScriptedBackend:
             raise BackendError(f"scripted failure at token {self.drawn}")
         if self.drawn == self.hang_at:
             self._spend(math.inf)
-        key, seed, ends_at = self._scripts[slot]
+        prompt, seed, ends_at = self._scripts[slot]
+        key = _key(prompt)
+        memory = self._memory[slot]
+        if memory[: len(prompt)] != prompt or len(memory) != len(prompt) + position:
+            raise BackendError(f"slot {slot} remembers something else than the prompt and {position} tokens")
         return _scripted(key, position, seed, ends_at)
 
     def logprobs(self, slot: int, token: int, top: int) -> TokenLogprobs:

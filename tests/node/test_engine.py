@@ -1,6 +1,7 @@
 """The engine's behaviour, on a script and a virtual clock."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
 from typing import Any
 
 import attrs
@@ -9,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from llamanet.errors import EngineBusy, ModelFileError
-from llamanet.node.backend import BackendError
+from llamanet.node.backend import BackendError, Chunk
 from llamanet.node.engine import Engine, EngineConfig, Generation
 from llamanet.testing.backend import (
     ScriptedBackend,
@@ -33,8 +34,10 @@ Serve = Callable[..., Awaitable[tuple[Engine, ScriptedBackend]]]
 
 @pytest.fixture
 def serve(nursery: trio.Nursery) -> Serve:
-    async def start(config: EngineConfig | None = None, **script: Any) -> tuple[Engine, ScriptedBackend]:
-        backend = ScriptedBackend(**{"step_time": 0.01, **script})
+    async def start(
+        config: EngineConfig | None = None, make: type[ScriptedBackend] = ScriptedBackend, **script: Any
+    ) -> tuple[Engine, ScriptedBackend]:
+        backend = make(**{"step_time": 0.01, **script})
         engine = await nursery.start(
             serve_scripted_engine, "model", bytes(32), lambda: backend, config or EngineConfig(node_id="bob")
         )
@@ -64,6 +67,25 @@ class Reply:
     @property
     def last(self) -> Accepted | Tokens | Finished | Failed:
         return self.messages[-1]
+
+
+class Parrot(ScriptedBackend):
+    """`#3` in a prompt is token 3, so that a prompt can hold what was answered before."""
+
+    def tokenize(self, text: str) -> list[int]:
+        return [int(word[1:]) if word[0] == "#" else super(Parrot, self).tokenize(word)[0] for word in text.split()]
+
+
+class FailingOnce(ScriptedBackend):
+    """The second step after `armed` is set loses what it computed."""
+
+    armed = 0
+
+    def decode(self, chunks: Sequence[Chunk]) -> None:
+        super().decode(chunks)
+        FailingOnce.armed -= 1
+        if FailingOnce.armed == 0:
+            raise BackendError("scripted")
 
 
 async def read(generation: Generation) -> Reply:
@@ -153,7 +175,63 @@ async def test_a_resumed_stream_is_the_same_stream(
     assert "".join(texts[:cut]) + sequel.text == whole.text
     assert isinstance(sequel.last, Finished)
     assert isinstance(whole.last, Finished)
-    assert (sequel.last.reason, sequel.last.usage) == (whole.last.reason, whole.last.usage)
+    assert sequel.last.reason == whole.last.reason
+    assert attrs.evolve(sequel.last.usage, cached_tokens=0) == whole.last.usage
+
+
+KINDS_OF_MEMORY = [{}, {"window": 4}, {"window": 64}, {"recurrent": True}]
+
+
+@pytest.mark.parametrize("memory", KINDS_OF_MEMORY)
+async def test_a_follow_up_computes_only_its_new_tokens(
+    autojump_clock: MockClock, serve: Serve, memory: dict[str, Any]
+) -> None:
+    engine, backend = await serve(make=Parrot, **memory)
+    prompt = "a long system prompt and a question"
+    for turn in range(4):
+        before = backend.computed
+        reply = await ask(engine, prompt, max_tokens=6)
+        asked = len(backend.tokenize(prompt))
+        held = 0 if turn == 0 else asked - 3
+        accepted, finished = reply.messages[0], reply.last
+        assert isinstance(accepted, Accepted)
+        assert isinstance(finished, Finished)
+        assert accepted.cached_tokens == finished.usage.cached_tokens == held
+        assert backend.computed - before == asked - held + 5
+        prompt += "".join(f" #{token}" for token in reply.tokens) + " and more"
+
+
+@pytest.mark.parametrize("memory", KINDS_OF_MEMORY)
+async def test_any_mix_of_shared_beginnings_is_answered_rightly(
+    autojump_clock: MockClock, serve: Serve, memory: dict[str, Any]
+) -> None:
+    random = Random(3)
+    engine, _ = await serve(slots=3, n_ctx=64, n_batch=8, **memory)
+
+    async def one(prompt: str) -> None:
+        await trio.sleep(random.uniform(0, 3))
+        tokens = scripted_tokens(prompt, 20)
+        resume = tuple(tokens[: random.choice((0, 0, 5, 12))])
+        generation = engine.submit(request(prompt, resume=resume))
+        with trio.move_on_after(random.choice((0.05, 0.3, 60))):
+            assert list(resume) + (await read(generation)).tokens == tokens
+        generation.cancel()
+
+    shared = " ".join(f"system{word}" for word in range(12))
+    async with trio.open_nursery() as users:
+        for _ in range(60):
+            users.start_soon(one, " ".join(shared.split()[: random.randint(1, 12)] + ["q"] * random.randint(0, 4)))
+    assert engine.state().running == engine.state().waiting == 0
+
+
+async def test_what_a_failed_step_left_is_not_reused(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(make=FailingOnce, slots=1)
+    await ask(engine)
+    FailingOnce.armed = 2
+    assert isinstance((await ask(engine)).last, Failed)
+    reply = await ask(engine)
+    assert isinstance(reply.last, Finished)
+    assert reply.last.usage.cached_tokens == 0
 
 
 async def test_a_resume_that_is_already_over_ends_at_once(autojump_clock: MockClock, serve: Serve) -> None:

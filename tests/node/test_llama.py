@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import llama_cpp.llama_cpp as lib
 import pytest
 import trio
 
@@ -120,6 +121,34 @@ def test_a_cut_memory_goes_on_from_the_cut(backend: LlamaBackend) -> None:
     backend.end(1)
 
 
+def test_a_copied_memory_goes_on_from_any_cut(backend: LlamaBackend) -> None:
+    prompt = backend.tokenize("The quick brown fox jumps over the lazy dog. The quick brown")
+    expected = greedy(backend, 0, prompt, 5)
+    for cut in (len(prompt) - 1, 5, 1):
+        backend.copy(0, 2)
+        assert backend.forget(2, cut)
+        # What the source does before the next step does not change the copy.
+        backend.forget(0, 3)
+        backend.begin(2, Sampling(temperature=0), 0, prompt, [])
+        backend.decode([Chunk(2, cut, prompt[cut:], True)])
+        assert backend.draw(2, 0) == expected[0]
+        backend.end(2)
+        assert greedy(backend, 0, prompt, 5) == expected
+
+
+def test_a_memory_with_a_sliding_window_is_not_cut_where_the_window_is_gone(backend: LlamaBackend) -> None:
+    prompt = backend.tokenize("one two three four five six seven eight nine ten")
+    greedy(backend, 0, prompt, 1)
+    lib.llama_memory_seq_rm(backend._memory, 0, 0, 4)
+    assert not backend.forget(0, 8), "position 0 must be seen"
+    backend._window = 4
+    assert backend.forget(0, 8)
+    assert not backend.forget(0, 7)
+    backend._window = 0
+    assert backend.forget(0, 8), "nothing to cut"
+    assert backend.forget(0, 0)
+
+
 def test_penalties_count_what_came_before(backend: LlamaBackend) -> None:
     prompt = backend.tokenize("la la la la la la la la la la")
     assert greedy(backend, 0, prompt, 4) != greedy(backend, 0, prompt, 4, repeat_penalty=2.0)
@@ -152,6 +181,20 @@ async def test_streams_in_one_batch_say_what_each_says_alone(engine: Engine) -> 
         for number in range(6):
             streams.start_soon(one, number)
     assert [together[number].tokens for number in range(6)] == [reply.tokens for reply in alone]
+
+
+async def test_answers_are_the_same_with_the_cache_and_without(engine: Engine) -> None:
+    system = "You are a guide to a city by the sea, and you answer in one sentence. " * 6
+    questions = [f"{system}{question}" for question in ("Where is the port?", "Where is the port now?", "Who rules?")]
+    cold = []
+    for question in questions:
+        for slot in range(3):
+            await ask(engine, f"{slot} " * 9, max_tokens=1)
+        cold.append(await ask(engine, question))
+    warm = [await ask(engine, question) for question in questions]
+    assert [reply.tokens for reply in warm] == [reply.tokens for reply in cold]
+    reused = [reply.last.usage.cached_tokens for reply in warm if isinstance(reply.last, Finished)]
+    assert min(reused) > 80
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 11, "repeat_penalty": 1.2}])

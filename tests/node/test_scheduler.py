@@ -3,6 +3,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llamanet.node.detokenize import TextStream
+from llamanet.node.pacing import Pace
 from llamanet.node.scheduler import Scheduler
 from llamanet.node.sequence import Sequence
 from llamanet.wire.inference import Generate
@@ -12,7 +13,7 @@ def sequence(serial: int, prompt: int) -> Sequence:
     return Sequence(
         serial=serial,
         request=Generate(id=serial, prompt=""),
-        tokens=list(range(prompt)),
+        tokens=[1000 * serial + place for place in range(prompt)],
         prompt_tokens=prompt,
         limit=10_000,
         seed=0,
@@ -21,53 +22,101 @@ def sequence(serial: int, prompt: int) -> Sequence:
     )
 
 
+def make(*, slots: int, n_batch: int) -> Scheduler:
+    return Scheduler(slots=slots, n_ctx=64, n_batch=n_batch, pace=Pace(0.15, n_batch))
+
+
+def admit(scheduler: Scheduler) -> list[Sequence]:
+    admitted = []
+    while found := scheduler.admit():
+        placement, sequence = found
+        assert sequence.slot == placement.slot
+        admitted.append(sequence)
+    return admitted
+
+
 def sizes(scheduler: Scheduler) -> list[tuple[int, int, bool]]:
     return [(part.serial, len(chunk.tokens), chunk.draws) for part, chunk in scheduler.plan().parts]
 
 
 def test_slots_go_to_the_oldest() -> None:
-    scheduler = Scheduler(slots=2, n_batch=8)
+    scheduler = make(slots=2, n_batch=8)
     first, second, third = (sequence(serial, 3) for serial in range(3))
     for waiting in (first, second, third):
         scheduler.add(waiting)
-    assert [s.serial for _, s in scheduler.admit()] == [0, 1]
-    assert scheduler.admit() == []
+    assert [(s.slot, s.serial) for s in admit(scheduler)] == [(0, 0), (1, 1)]
+    assert scheduler.admit() is None
     scheduler.remove(first)
-    assert [(slot, s.serial) for slot, s in scheduler.admit()] == [(0, 2)]
+    assert [(s.slot, s.serial) for s in admit(scheduler)] == [(0, 2)]
     assert sorted(scheduler.running) == [0, 1]
 
 
 def test_streams_come_before_prompts_and_prompts_fill_the_batch() -> None:
-    scheduler = Scheduler(slots=3, n_batch=8)
+    scheduler = make(slots=3, n_batch=8)
     stream, long, short = sequence(0, 4), sequence(1, 20), sequence(2, 2)
     for each in (stream, long, short):
         scheduler.add(each)
-    scheduler.admit()
+    admit(scheduler)
     stream.computed = 3
-    assert sizes(scheduler) == [(0, 1, True), (1, 7, False)]
+    assert sizes(scheduler) == [(0, 1, True), (1, 5, False), (2, 2, True)]
     long.computed = 18
     assert sizes(scheduler) == [(0, 1, True), (1, 2, True), (2, 2, True)]
 
 
 def test_a_chunk_goes_on_where_the_last_one_ended() -> None:
-    scheduler = Scheduler(slots=1, n_batch=4)
+    scheduler = make(slots=1, n_batch=4)
     prompt = sequence(0, 6)
     scheduler.add(prompt)
-    scheduler.admit()
+    admit(scheduler)
     prompt.computed = 4
     (_, chunk), *_ = scheduler.plan().parts
     assert (chunk.slot, chunk.start, list(chunk.tokens), chunk.draws) == (0, 4, [4, 5], True)
 
 
+def test_the_oldest_prompt_gets_half_and_the_shortest_goes_first_in_the_rest() -> None:
+    scheduler = make(slots=4, n_batch=20)
+    for serial, prompt in enumerate((100, 50, 4, 7)):
+        scheduler.add(sequence(serial, prompt))
+    admit(scheduler)
+    assert sorted(sizes(scheduler)) == [(0, 10, False), (2, 4, True), (3, 6, False)]
+
+
+def test_while_anyone_streams_prompts_keep_the_pace() -> None:
+    scheduler = make(slots=2, n_batch=512)
+    stream, prompt = sequence(0, 4), sequence(1, 1000)
+    scheduler.add(stream)
+    scheduler.add(prompt)
+    admit(scheduler)
+    stream.computed = 3
+    assert sizes(scheduler) == [(0, 1, True), (1, 32, False)]
+    stream.paused_at = 1.0
+    assert sizes(scheduler) == [(1, 512, False)]
+
+
+def test_what_a_sequence_computed_is_there_for_the_next() -> None:
+    scheduler = make(slots=2, n_batch=8)
+    first, other = sequence(0, 6), sequence(1, 3)
+    scheduler.add(first)
+    scheduler.add(other)
+    admit(scheduler)
+    first.computed = 4
+    assert scheduler.cached([*first.tokens, 7]) == 4
+    scheduler.remove(first)
+    again = sequence(2, 0)
+    again.tokens += [*first.tokens, 7]
+    scheduler.add(again)
+    assert [(s.slot, s.computed) for s in admit(scheduler)] == [(0, 4)]
+
+
 def test_a_paused_sequence_is_left_out_and_keeps_its_slot() -> None:
-    scheduler = Scheduler(slots=1, n_batch=4)
+    scheduler = make(slots=1, n_batch=4)
     paused, waiting = sequence(0, 2), sequence(1, 2)
     scheduler.add(paused)
     scheduler.add(waiting)
-    scheduler.admit()
+    admit(scheduler)
     paused.paused_at = 1.0
     assert sizes(scheduler) == []
-    assert scheduler.admit() == []
+    assert scheduler.admit() is None
     assert list(scheduler.running.values()) == [paused]
 
 
@@ -76,7 +125,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(slots=3, n_batch=7)
+        self.scheduler = make(slots=3, n_batch=7)
         self.alive: list[Sequence] = []
         self.serial = 0
 
@@ -89,10 +138,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def step(self) -> None:
         waiting = list(self.scheduler.waiting)
-        admitted = [each for _, each in self.scheduler.admit()]
+        admitted = admit(self.scheduler)
         assert admitted == waiting[: len(admitted)]
+        prompts = [s for s in self.scheduler.running.values() if s.pending > 1 and s.paused_at is None]
         plan = self.scheduler.plan()
         assert plan.tokens <= 7
+        if prompts:
+            given = {part.serial: len(chunk.tokens) for part, chunk in plan.parts}
+            least = min(prompts[0].pending, (7 - sum(part not in prompts for part, _ in plan.parts)) // 2)
+            assert given.get(prompts[0].serial, 0) >= max(1, least), "the oldest prompt gets on"
         slots = [chunk.slot for chunk in plan.chunks]
         assert slots == sorted(set(slots))
         for part, chunk in plan.parts:

@@ -1,0 +1,89 @@
+"""Which slot a new prompt goes to, and how much of what slots remember it can reuse. Pure.
+
+Each slot has memory of its own (llama.cpp's per-sequence KV cells), and remembers what it computed until it is taken
+again. Measured on two cores: this is as fast as one pool of cells for all (250 and 253 tokens/s at eight streams), what
+idle slots remember does not slow the running ones down (it did in the pool, by a quarter), and a copy costs a
+step or so (9 ms for 2,048 tokens), where computing costs that for every ten tokens. Rules:
+- A prompt reuses the longest prefix, token by token, that any slot remembers, live or idle. Its last token is always
+  computed, for what is drawn depends on it.
+- It takes over an idle slot that remembers little else. Otherwise the prefix is copied into the least recently used
+  idle slot, so that a system prompt or a conversation that others still need stays where it is.
+- A live slot is never taken or cut.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+COPY_SHARE = 64
+"""A prefix is copied if it has at least this part of the context: a copy moves the whole of it, needed or not."""
+
+
+@attrs.frozen
+class Placement:
+    """Take `slot`; `reused` tokens come from the memory of `source`, which is `slot` itself unless they are copied."""
+
+    slot: int
+    source: int
+    reused: int
+
+
+class PrefixCache:
+    """What the idle slots of one engine remember."""
+
+    def __init__(self, *, slots: int, n_ctx: int) -> None:
+        """At first all slots are idle and remember nothing."""
+        self._least_copied = max(1, n_ctx // COPY_SHARE)
+        self._idle: dict[int, Sequence[int]] = dict.fromkeys(range(slots), ())
+        """By slot, the least recently used first."""
+
+    @property
+    def idle(self) -> Mapping[int, Sequence[int]]:
+        """What each idle slot remembers, the least recently used slot first."""
+        return self._idle
+
+    def longest(self, tokens: Sequence[int], live: Mapping[int, Sequence[int]]) -> int:
+        """How many of a prompt's `tokens` could be reused now; `live` is what each live slot remembers."""
+        reusable = tokens[:-1]
+        memories = [*self._idle.values(), *live.values()]
+        return max((common_prefix(reusable, memory) for memory in memories), default=0)
+
+    def take(self, tokens: Sequence[int], live: Mapping[int, Sequence[int]]) -> Placement:
+        """Give the prompt `tokens` an idle slot, which is live from now on. At least one slot must be idle."""
+        reusable = tokens[:-1]
+        # The first of equals: idle before live, for it may need no copy.
+        found = {slot: common_prefix(reusable, memory) for slot, memory in (*self._idle.items(), *live.items())}
+        source = max(found, key=found.__getitem__)
+        reused = found[source]
+        if source in self._idle and 2 * reused >= len(self._idle[source]) > 0:
+            slot = source
+        else:
+            slot = next((slot for slot in self._idle if slot != source), source)
+        if slot != source and reused < self._least_copied:
+            slot = source = next(iter(self._idle))
+            reused = found[slot]
+        del self._idle[slot]
+        return Placement(slot, source, reused)
+
+    def release(self, slot: int, tokens: Sequence[int]) -> None:
+        """The live `slot` is idle now, and remembers `tokens`."""
+        if tokens:
+            self._idle[slot] = tokens
+        else:
+            # It is the first to be taken again; of several, the lowest.
+            empty = sorted([slot, *(other for other, memory in self._idle.items() if not memory)])
+            self._idle = {**dict.fromkeys(empty, ()), **self._idle}
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens `a` and `b` begin with in common."""
+    length = min(len(a), len(b))
+    # Comparing lists is a hundred times faster than looking at each token.
+    low, high = 0, length
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
