@@ -1,21 +1,133 @@
-"""What a node does against abuse: write tokens, and a count of each kind of datagram that it dropped. Pure.
+"""What a node does against abuse: limits on what others cost it, write tokens, and a count of what it dropped. Pure.
 
-A write token proves that whoever stores also receives at the address it stores from: it is a MAC over address and key
-under a secret that rotates, so nothing is remembered per asker.
+Rules:
+- Whatever is kept for each address or subnet is bounded, and what strangers may cost in all is bounded beside it, for
+  an attacker may have, or forge, more addresses than any table holds.
+- Peers that have proved themselves keep a share that strangers cannot use up.
+- This machine's own loopback is not limited: no datagram comes from there by way of a network.
+- A write token proves that whoever stores also receives at the address it stores from: it is a MAC over address and key
+  under a secret that rotates, so nothing is remembered per asker.
 """
 
 import hashlib
 import hmac
 from collections import Counter
+from collections.abc import Hashable
+from typing import TypeVar
 
+import attrs
+
+from llamanet.dht.distance import Scope, scope_of, subnet_of
 from llamanet.wire.rpc import TOKEN_BYTES, Address, pack_host
+
+K = TypeVar("K", bound=Hashable)
 
 TOKEN_ROTATION_S = 300.0
 """A token is good for this long at least, and for twice as long at most."""
 
-DROP_REASONS = ("header", "box", "message", "unasked", "client", "unsent")
-"""Not of this swarm; a box that does not open; malformed; a reply to nothing that we asked there; a request while we
-serve nobody; a reply that our own system would not send."""
+DROP_REASONS = ("header", "rate", "box", "message", "unasked", "client", "quota", "unsent")
+"""Not of this swarm; too many from there; a box that does not open; malformed; a reply to nothing that we asked there;
+a request while we serve nobody; a request that the limits of all answers leave no room for; a reply that our own system
+would not send."""
+
+HOST_RATE, HOST_BURST = 500.0, 1500.0
+"""Datagrams a second from one IP address; a gateway that serves many users is one."""
+SUBNET_RATE, SUBNET_BURST = 1500.0, 4500.0
+"""The same from one public subnet (/24, IPv6 /48)."""
+INTRODUCTION_RATE, INTRODUCTION_BURST = 200.0, 400.0
+"""From all addresses together: what introduces itself has proved nothing, and any source can be forged in it."""
+SEND_RATE, SEND_BURST = 2.0 * 2**20, 4.0 * 2**20
+"""Bytes a second of all answers together."""
+VERIFY_RATE, VERIFY_BURST = 1000.0, 2000.0
+"""Signatures verified a second for STORE requests: some 7 % of a core."""
+KNOWN_SHARE = 0.5
+"""Of what is limited in all, the part that only contacts in our table can use."""
+MAX_HOSTS = 4096
+MAX_SUBNETS = 1024
+"""Addresses and subnets remembered, the ones seen first forgotten first."""
+
+
+@attrs.define(eq=False)
+class Allowance:
+    """A token bucket: `rate` a second, at most `burst` at once. `now` is in seconds."""
+
+    rate: float
+    burst: float
+    at: float
+    left: float = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.left = self.burst
+
+    def take(self, now: float, amount: float = 1.0, *, keep: float = 0.0) -> bool:
+        """Use `amount`; False, and nothing used, if less than `keep` would be left."""
+        self.left = min(self.burst, self.left + (now - self.at) * self.rate)
+        self.at = now
+        if self.left - amount < keep:
+            return False
+        self.left -= amount
+        return True
+
+    def give(self, amount: float = 1.0) -> None:
+        """Allow `amount` more, up to the burst."""
+        self.left = min(self.burst, self.left + amount)
+
+
+class Guard:
+    """What each address, each public subnet, and all strangers together may cost us. `now` is in seconds."""
+
+    def __init__(self, now: float) -> None:
+        self._hosts: dict[str, Allowance] = {}
+        self._subnets: dict[bytes, Allowance] = {}
+        self._introductions = Allowance(INTRODUCTION_RATE, INTRODUCTION_BURST, now)
+        self._sending = Allowance(SEND_RATE, SEND_BURST, now)
+        self._verifying = Allowance(VERIFY_RATE, VERIFY_BURST, now)
+
+    def admit(self, host: str, now: float) -> bool:
+        """Whether one more datagram from `host` is looked into; it is counted if so."""
+        if _is_own_machine(host):
+            return True
+        allowance = _allowance_of(self._hosts, host, HOST_RATE, HOST_BURST, MAX_HOSTS, now)
+        if not allowance.take(now):
+            return False
+        subnet = subnet_of(host)
+        if subnet is None:
+            return True
+        return _allowance_of(self._subnets, subnet, SUBNET_RATE, SUBNET_BURST, MAX_SUBNETS, now).take(now)
+
+    def admit_introduction(self, host: str, now: float) -> bool:
+        """Whether one more introduction, which any source can be forged in, is answered."""
+        return _is_own_machine(host) or self._introductions.take(now)
+
+    def expect(self, host: str) -> None:
+        """We ask something there: what answers it is not held against `host`."""
+        if host in self._hosts:
+            self._hosts[host].give()
+        subnet = subnet_of(host)
+        if subnet in self._subnets:
+            self._subnets[subnet].give()
+
+    def allow_answer(self, host: str, size: int, now: float, *, verifies: bool, known: bool) -> bool:
+        """Whether all answers together leave room for one of `size` bytes, and for the signature that it verifies."""
+        if _is_own_machine(host):
+            return True
+        kept = 0.0 if known else KNOWN_SHARE
+        if verifies and not self._verifying.take(now, keep=kept * VERIFY_BURST):
+            return False
+        return self._sending.take(now, size, keep=kept * SEND_BURST)
+
+
+def _is_own_machine(host: str) -> bool:
+    return scope_of(host) is Scope.LOOPBACK
+
+
+def _allowance_of(table: dict[K, Allowance], key: K, rate: float, burst: float, most: int, now: float) -> Allowance:
+    allowance = table.get(key)
+    if allowance is None:
+        allowance = table[key] = Allowance(rate, burst, now)
+        if len(table) > most:
+            del table[next(iter(table))]
+    return allowance
 
 
 class WriteTokens:

@@ -1,7 +1,8 @@
 """Our place in the overlay: whom we know, who knows us, and every datagram in and out.
 
-The order of checks is from cheap to dear: header, box, form, transaction, meaning. What fails one is counted and
-dropped, never answered, and never logged one by one.
+The order of checks is from cheap to dear: header, rate, box, form, transaction, meaning. What fails one is counted and
+dropped, never answered, and never logged one by one. A contact's rate is charged after its box was opened, so that
+nobody uses it up by forging the contact's address.
 
 Events: `wait_contacts_changed` wakes when a contact enters the table, `wait_lost` when the last one left.
 """
@@ -16,7 +17,7 @@ import trio
 from llamanet._version import __version__
 from llamanet.dht.config import DhtConfig
 from llamanet.dht.distance import number_of
-from llamanet.dht.guard import Drops, WriteTokens
+from llamanet.dht.guard import Drops, Guard, WriteTokens
 from llamanet.dht.handlers import Handlers, LiveState
 from llamanet.dht.lookup import Lookup
 from llamanet.dht.requests import Outcome, Outcomes, Requests, new_transaction
@@ -35,6 +36,7 @@ from llamanet.wire.rpc import (
     Nodes,
     Ping,
     Request,
+    Store,
     contact_at,
     decode_rpc_untrusted,
     encode_rpc,
@@ -68,7 +70,7 @@ class Overlay:
         self.transport = transport
         self.table = RoutingTable(identity.node_id, k=config.k)
         self._envelope = Envelope(identity, config.network)
-        self.requests = Requests(self._envelope, transport.send, self._note)
+        self.requests = Requests(self._envelope, self._send_request, self._note)
         self.drops = Drops()
         self.counts: Counter[str] = Counter()
         self.own_names: set[str] = set()
@@ -87,11 +89,16 @@ class Overlay:
             version=__version__,
             live_state=live_state,
         )
+        self._guard = Guard(trio.current_time())
         self._votes: dict[PublicKey, str] = {}
         self._checking: set[Contact] = set()
         self._own_addresses: set[Address] = set()
         self._changed = trio.Event()
         self._lost = trio.Event()
+
+    def _send_request(self, datagram: bytes, address: Address) -> bool:
+        self._guard.expect(address.host)
+        return self.transport.send(datagram, address)
 
     # --- where we stand -----------------------------------------------------------------------------------------------
 
@@ -216,33 +223,48 @@ class Overlay:
             else:
                 self._own_addresses.add(own)
             return
+        now = trio.current_time()
+        asker = contact_at(sender, source.host, source.port)
+        known = self.table.is_proved(asker)
+        if not known and not self._guard.admit(source.host, now):
+            self.drops.count("rate")
+            return
         try:
             opened = self._envelope.open_checked_untrusted(datagram, sender)
         except BadMessage:
             self.drops.count("box")
+            return
+        # Whoever introduces itself only claims its key, so it does not speak for an address that we know.
+        proved = known and not opened.introduction
+        if (proved and not self._guard.admit(source.host, now)) or (
+            opened.introduction and not self._guard.admit_introduction(source.host, now)
+        ):
+            self.drops.count("rate")
             return
         try:
             message = decode_rpc_untrusted(opened.payload)
             if isinstance(message, REQUESTS):
                 if opened.introduction and not isinstance(message, Ping):
                     raise BadMessage("only a PING introduces")
-                asker = contact_at(opened.sender, source.host, source.port)
-                # Whoever introduces itself only claims its key, so it does not speak for an address that we know.
-                proved = not opened.introduction and self.table.is_proved(asker)
-                self._answer(message, asker, MAX_DATAGRAM_BYTES if proved else AMPLIFICATION * len(datagram))
+                allowance = MAX_DATAGRAM_BYTES if proved else min(AMPLIFICATION * len(datagram), MAX_DATAGRAM_BYTES)
+                self._answer(message, asker, allowance, known=proved)
             elif opened.introduction or not self.requests.answered(message, opened.sender, source):
                 self.drops.count("unasked")
         except BadMessage:
             self.drops.count("message")
 
-    def _answer(self, request: Request, asker: Contact, allowance: int) -> None:
+    def _answer(self, request: Request, asker: Contact, allowance: int, *, known: bool) -> None:
         """Answer with at most `allowance` bytes, the PING that checks the asker included."""
         if self._client_mode:
             self.drops.count("client")
             return
-        check = not request.client and self.table.wants(asker)
-        room = min(MAX_DATAGRAM_BYTES, allowance - CHECK_BYTES * check) - HEADER_BYTES - MAC_BYTES
         now, wall_now = trio.current_time(), self.config.wall_clock()
+        verifies = isinstance(request, Store)
+        if not self._guard.allow_answer(asker.address.host, allowance, now, verifies=verifies, known=known):
+            self.drops.count("quota")
+            return
+        check = not request.client and self.table.wants(asker)
+        room = allowance - CHECK_BYTES * check - HEADER_BYTES - MAC_BYTES
         reply = self._handlers.answer(request, asker, now=now, wall_now=wall_now, room=room)
         if not self.transport.send(self._envelope.seal(asker.public_key, encode_rpc(reply)), asker.address):
             self.drops.count("unsent")

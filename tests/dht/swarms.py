@@ -9,9 +9,10 @@ import trio
 
 from llamanet.dht.service import Dht, DhtConfig, serve_dht
 from llamanet.testing.network import MemoryNetwork
+from llamanet.wire.envelope import Envelope, Network
 from llamanet.wire.identity import Identity, PublicKey
 from llamanet.wire.record import Record
-from llamanet.wire.rpc import Address, Contact
+from llamanet.wire.rpc import Address, Contact, encode_rpc
 
 EPOCH = 1_900_000_000.0
 
@@ -84,6 +85,26 @@ class Swarm:
     def kill(self, dht: Dht) -> None:
         self.network.kill(self.addresses[dht])
         self.scopes[dht].cancel()
+
+
+class Attacker:
+    """Speaks the protocol by hand, from any address."""
+
+    def __init__(self, swarm, host="10.6.6.6", *, network=None):
+        address = Address(host, 666)
+        self.transport = swarm.network.transport(address.host, address.port)
+        self.network = swarm.network
+        self.address = address
+        self.identity = identity(666)
+        self.envelope = Envelope(self.identity, network or Network())
+        self.received = []
+        swarm.nursery.start_soon(self.transport.receive, lambda datagram, source: self.received.append(datagram))
+
+    def send(self, swarm, victim, datagram, source=None):
+        self.network.send(datagram, source or self.address, swarm.addresses[victim])
+
+    def seal(self, victim, message, pad_to=0):
+        return self.envelope.seal(victim.identity.public_key, encode_rpc(message, pad_to=pad_to))
 
 
 def closest_nodes(nodes: Sequence[Dht], key: bytes, count: int) -> list[Dht]:

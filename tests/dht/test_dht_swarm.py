@@ -5,12 +5,12 @@ import logging
 import attrs
 import pytest
 import trio
-from swarms import EPOCH, Swarm, closest_nodes, identity, key
+from swarms import EPOCH, Attacker, Swarm, closest_nodes, identity, key
 
 from llamanet.dht.service import DhtConfig, serve_dht
 from llamanet.errors import RpcTimeout, UserError
 from llamanet.testing.network import MemoryNetwork
-from llamanet.wire.envelope import MAX_DATAGRAM_BYTES, Envelope, Network
+from llamanet.wire.envelope import MAX_DATAGRAM_BYTES, Network
 from llamanet.wire.rpc import Address, Contact, FindNode, ModelState, Nodes, Ping, Pong, encode_rpc
 
 
@@ -453,26 +453,6 @@ async def test_ping_tells_round_trip_and_live_state(autojump_clock, nursery):
 
 
 # --- attacks ----------------------------------------------------------------------------------------------------------
-
-
-class Attacker:
-    """Speaks the protocol by hand, from any address."""
-
-    def __init__(self, swarm, host="10.6.6.6", *, network=None):
-        address = Address(host, 666)
-        self.transport = swarm.network.transport(address.host, address.port)
-        self.network = swarm.network
-        self.address = address
-        self.identity = identity(666)
-        self.envelope = Envelope(self.identity, network or Network())
-        self.received = []
-        swarm.nursery.start_soon(self.transport.receive, lambda datagram, source: self.received.append(datagram))
-
-    def send(self, swarm, victim, datagram, source=None):
-        self.network.send(datagram, source or self.address, swarm.addresses[victim])
-
-    def seal(self, victim, message, pad_to=0):
-        return self.envelope.seal(victim.identity.public_key, encode_rpc(message, pad_to=pad_to))
 
 
 async def test_garbage_is_counted_and_never_answered(autojump_clock, nursery):

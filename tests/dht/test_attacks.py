@@ -1,0 +1,118 @@
+"""Floods, replays and Sybils over the in-memory network: what honest nodes still get, and what it costs them."""
+
+import pytest
+import trio
+from swarms import Attacker, Swarm, closest_nodes, identity, key
+
+from llamanet.dht.guard import HOST_BURST, HOST_RATE, SEND_BURST, SEND_RATE
+from llamanet.dht.routing import PER_SUBNET_IN_TABLE
+from llamanet.testing.network import MemoryNetwork
+from llamanet.wire.envelope import Network
+from llamanet.wire.record import encode_record, sign_record
+from llamanet.wire.rpc import Address, Contact, FindNode, FindValue, Store, Values, decode_rpc_untrusted
+
+FLOOD_S = 10
+HONEST_RATE = 20
+
+
+async def ping_victim(node, victim, address):
+    """Round trips of one honest node that asks at an honest rate."""
+    contact = Contact(victim.identity.public_key, address)
+    times = []
+    for _ in range(FLOOD_S * HONEST_RATE):
+        times.append((await node.ping(contact)).rtt)
+        await trio.sleep(1 / HONEST_RATE)
+    return times
+
+
+async def flood(swarm, victim, datagram, sources, rate):
+    """`rate` datagrams a second, from each of `sources` in turn, until cancelled."""
+    count = 0
+    while True:
+        for _ in range(rate // 100):
+            swarm.network.send(datagram, sources[count % len(sources)], swarm.addresses[victim])
+            count += 1
+        await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("forged", [False, True])
+async def test_a_flood_at_a_hundred_times_the_honest_rate_is_not_felt(autojump_clock, nursery, forged):
+    swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.005, 0.01)))
+    nodes = await swarm.start_many(6)
+    victim, honest = nodes[2], nodes[4]
+    attacker = Attacker(swarm, "8.8.8.8")
+    datagram = attacker.seal(victim, FindNode(transaction=bytes(8), client=True, target=key("x")), pad_to=320)
+    sources = [Address(f"9.{n % 200}.{n // 200}.1", 1) for n in range(2000)] if forged else [attacker.address]
+    before, sent_before = victim.health(), swarm.network.sent_bytes
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as inner:
+            inner.start_soon(flood, swarm, victim, datagram, sources, 100 * HONEST_RATE)
+            times = await ping_victim(honest, victim, swarm.addresses[victim])
+            scope.cancel()
+    elapsed = FLOOD_S + 5  # the pings' own round trips included
+    assert sorted(times)[int(0.99 * len(times))] <= 0.02
+    served = victim.health().requests_served - before.requests_served
+    answered_bytes = swarm.network.sent_bytes - sent_before - 100 * HONEST_RATE * elapsed * len(datagram)
+    assert answered_bytes < SEND_BURST + SEND_RATE * elapsed
+    if not forged:
+        assert served <= HOST_BURST + HOST_RATE * elapsed + len(times) + 100
+    drops = victim.health().drops
+    assert drops["rate" if not forged else "quota"] > 1000
+
+
+async def test_a_replayed_store_does_nothing_for_another_address(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(3)
+    victim = nodes[0]
+    attacker, accomplice = Attacker(swarm), Attacker(swarm, "10.6.6.7")
+    find = FindValue(transaction=bytes(8), client=True, key=key("x"))
+    attacker.send(swarm, victim, attacker.seal(victim, find, pad_to=320))
+    await trio.sleep(1)
+    values = decode_rpc_untrusted(attacker.envelope.open_untrusted(attacker.received[-1]).payload)
+    assert isinstance(values, Values)
+    record = sign_record(
+        attacker.identity,
+        Network(),
+        key=key("x"),
+        sequence=1,
+        issued_at=int(victim.config.wall_clock()),
+        lifetime=600,
+        value=b"v",
+    )
+    store = attacker.seal(
+        victim, Store(transaction=bytes(8), client=True, token=values.token, record=encode_record(record))
+    )
+    attacker.send(swarm, victim, store, source=accomplice.address)
+    await trio.sleep(1)
+    assert victim.health().stored_records == 0
+    attacker.send(swarm, victim, store)
+    await trio.sleep(1)
+    assert victim.health().stored_records == 1
+
+
+async def test_an_old_record_of_a_publisher_cannot_come_back(autojump_clock, nursery):
+    """Rollback: a storer that kept the old record tells it to everybody, and readers still take the newer one."""
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(12)
+    old = (await nodes[1].publish(key("x"), b"old", lifetime=600)).record
+    await trio.sleep(1)
+    await nodes[1].publish(key("x"), b"new", lifetime=600)
+    liar = closest_nodes([node for node in nodes if node is not nodes[1]], key("x"), 1)[0]
+    liar._store._keys[key("x")].clear()
+    liar._store._sorted[key("x")].clear()
+    liar._store.put(old, encode_record(old), b"", liar.config.wall_clock())
+    reader = closest_nodes(nodes, key("x"), 12)[-1]
+    assert [record.value for record in await reader.get(key("x"))] == [b"new"]
+
+
+async def test_one_subnet_full_of_nodes_has_few_places_in_a_table(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    first = await swarm.start(0, address=Address("8.8.4.1", 1))
+    for number in range(1, 12):
+        await swarm.start(number, bootstrap=[first], address=Address(f"9.9.{number}.1", 1))
+    for number in range(100, 160):
+        await swarm.start(number, bootstrap=[first], address=Address(f"8.8.8.{number}", 1))
+    await trio.sleep(30)
+    sybils = [peer for peer in first.contacts() if peer.address.host.startswith("8.8.8.")]
+    assert 0 < len(sybils) <= PER_SUBNET_IN_TABLE
+    assert identity(1).node_id in {peer.node_id for peer in first.contacts()}
