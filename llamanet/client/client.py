@@ -1,5 +1,6 @@
 """Asking the swarm: the client's face over one `Dht`, for `Swarm` and for the blocking `Client`."""
 
+import json
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -35,8 +36,16 @@ def make_request(
     if (prompt is None) == (messages is None):
         raise RequestRefused("give exactly one of the two: a prompt, or messages=", "prompt or messages")
     options: dict[str, Plain] = {name: value for name, value in sampling.items() if value is not None}
+    if (form := options.pop("response_format", None)) is not None:
+        options.update(_grammar_options(form))
     stop = options.get("stop", [])
     options["stop"] = [stop] if isinstance(stop, str) else list(stop)
+    if isinstance(bias := options.get("logit_bias"), Mapping):
+        options["logit_bias"] = [[int(token) if str(token).isdecimal() else token, add] for token, add in bias.items()]
+    if isinstance(breakers := options.get("dry_sequence_breakers"), tuple):
+        options["dry_sequence_breakers"] = list(breakers)
+    if isinstance(schema := options.get("json_schema"), Mapping):
+        options["json_schema"] = _as_json(schema)
     options.setdefault("seed", secrets.randbelow(MAX_SEED + 1))
     plain: dict[str, Plain] = {"id": 0, "model": model, "prompt": prompt, "sampling": options}
     if messages is not None:
@@ -51,6 +60,33 @@ def make_request(
     if size > MAX_MESSAGE_BYTES:
         raise RequestRefused(f"a request of {size} bytes; at most {MAX_MESSAGE_BYTES} are accepted")
     return request
+
+
+def _grammar_options(form: object) -> dict[str, Plain]:
+    """The sampling options for `response_format`, which has the form that OpenAI's API gave it."""
+    kind = form.get("type") if isinstance(form, Mapping) else None
+    if isinstance(form, Mapping):
+        if kind == "text":
+            return {}
+        if kind == "json_object":
+            return {"json_schema": _as_json(form.get("schema", {"type": "object"}))}
+        if kind == "json_schema" and isinstance(inner := form.get("json_schema"), Mapping) and "schema" in inner:
+            return {"json_schema": _as_json(inner["schema"])}
+        if kind == "grammar" and isinstance(form.get("grammar"), str):
+            return {"grammar": form["grammar"]}
+    raise RequestRefused(
+        f"response_format {str(form)[:100]} is not known",
+        "response_format",
+        '{"type": "text"}, {"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": {...}}} '
+        'or {"type": "grammar", "grammar": "root ::= ..."}',
+    )
+
+
+def _as_json(schema: object) -> str:
+    try:
+        return json.dumps(schema, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestRefused(f"the schema cannot be written as JSON: {error}", "sampling.json_schema") from error
 
 
 class SwarmClient:
@@ -71,7 +107,7 @@ class SwarmClient:
         rng: Random | None = None,
     ) -> None:
         self._dht = dht
-        self._directory = Directory(dht)
+        self._directory = Directory(dht, nursery)
         self._pool = ConnectionPool(nursery, open_stream)
         self._wishes = Wishes(min_tps=min_tps, max_load=max_load)
         self._rng = rng or Random()
@@ -105,7 +141,11 @@ class SwarmClient:
           digest: SHA-256 of the model file, if it must be one certain file.
           min_tps: tokens a second of one stream, below which no node will do.
           max_load: requests running and waiting for each slot, above which no node will do.
-          sampling: fields of `llamanet.wire.inference.Sampling`: `max_tokens`, `temperature`, `seed`, `stop`, ...
+          sampling: fields of `llamanet.wire.inference.Sampling`: `max_tokens`, `temperature`, `seed`, `stop`,
+            `logprobs`, ... A `logit_bias` may be a mapping of token ids. `response_format`, as in OpenAI's API, asks
+            for JSON (`{"type": "json_object"}`), for JSON that follows a schema
+            (`{"type": "json_schema", "json_schema": {"schema": {...}}}`), or for what a GBNF grammar allows
+            (`{"type": "grammar", "grammar": "root ::= ..."}`).
 
         Raises `RequestRefused` for what no node would accept, and `NotJoined`. Iterating raises `NoNodeServes` or
         `SwarmBusy`.

@@ -132,7 +132,7 @@ class Exchange:
         elif isinstance(answer, Tokens):
             if not answer.token_ids:
                 raise BadMessage("text without tokens", "token_ids")
-            self._ahead += len(answer.token_ids) + len(answer.text)
+            self._ahead += len(answer.token_ids) + len(answer.text) + sum(1 + len(told.top) for told in answer.logprobs)
         elif not isinstance(answer, Finished | Failed):
             raise BadMessage("not an answer to this request", "type")
         self._answers.append(answer)
@@ -162,7 +162,9 @@ class Exchange:
         if len(run) == 1:
             return first
         ids = itertools.chain.from_iterable(tokens.token_ids for tokens in run)
-        return Tokens(id=self._id, text="".join(tokens.text for tokens in run), token_ids=tuple(ids))
+        logprobs = itertools.chain.from_iterable(tokens.logprobs for tokens in run)
+        text = "".join(tokens.text for tokens in run)
+        return Tokens(id=self._id, text=text, token_ids=tuple(ids), logprobs=tuple(logprobs))
 
 
 class Connection:

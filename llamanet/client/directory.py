@@ -2,10 +2,12 @@
 
 Rules:
 - A record says that its publisher exists and what it serves; only an answer says that it is alive (`client/probe.py`).
-- What was found is used for `FRESH_S` without another lookup; whoever finds it wanting looks up anew.
+- Requests do not wait for lookups: what was found is used for `FRESH_S`, and while it is in use it is looked up anew in
+  the background every `REFRESH_S`. Whoever finds it wanting looks up at once.
 - What does not decode is left out, never reported: anybody may publish under any key.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -27,7 +29,8 @@ from llamanet.wire.identity import NodeId, PublicKey, node_id_of
 
 T = TypeVar("T")
 
-FRESH_S = 10.0
+FRESH_S = 60.0
+REFRESH_S = 2.0
 MAX_SERVICES = 64
 """Of one model; in larger swarms a random sample, so that clients spread over all."""
 MAX_NODES = 500
@@ -65,23 +68,38 @@ class _Found(Generic[T]):
     at: float = attrs.field(factory=trio.current_time)
 
     @property
-    def is_fresh(self) -> bool:
-        return bool(self.entries) and trio.current_time() - self.at < FRESH_S
+    def age(self) -> float:
+        """Seconds since the lookup."""
+        return trio.current_time() - self.at if self.entries else math.inf
 
 
 class Directory:
-    """What a client has looked up."""
+    """What a client has looked up. Lookups in the background run in `nursery`."""
 
-    def __init__(self, dht: Dht) -> None:
+    def __init__(self, dht: Dht, nursery: trio.Nursery) -> None:
         self._dht = dht
+        self._nursery = nursery
         self._services: dict[str, _Found[Service]] = {}
-        self._names: _Found[str] | None = None
+        self._names: _Found[str] = _Found(())
+        self._refreshing: set[str] = set()
 
     async def services(self, model: str, *, fresh: bool = False) -> Sequence[Service]:
         """The nodes that serve `model`; `fresh` looks them up now."""
-        found = self._services.get(model)
-        if not fresh and found is not None and found.is_fresh:
-            return found.entries
+        found = self._services.get(model, _Found(()))
+        if fresh or found.age > FRESH_S:
+            return await self._look_up(model)
+        if found.age > REFRESH_S and model not in self._refreshing:
+            self._refreshing.add(model)
+            self._nursery.start_soon(self._refresh, model)
+        return found.entries
+
+    async def _refresh(self, model: str) -> None:
+        try:
+            await self._look_up(model)
+        finally:
+            self._refreshing.discard(model)
+
+    async def _look_up(self, model: str) -> Sequence[Service]:
         services = []
         for record in await self._dht.get(key_of(model_key_name(model)), limit=MAX_SERVICES):
             try:
@@ -108,6 +126,6 @@ class Directory:
 
     async def models(self, *, fresh: bool = False) -> Sequence[str]:
         """The names of the models that nodes list, sorted; `fresh` looks them up now."""
-        if fresh or self._names is None or not self._names.is_fresh:
+        if fresh or self._names.age > FRESH_S:
             self._names = _Found(sorted({model for node in await self.nodes() for model in node.facts.models}))
         return self._names.entries

@@ -23,7 +23,7 @@ from llamanet.client.selection import Candidate, Wishes, estimated_ttft, tokens_
 from llamanet.dht.service import Dht
 from llamanet.errors import NodeFailed, RequestRefused, RpcTimeout
 from llamanet.wire.identity import PublicKey
-from llamanet.wire.inference import Accepted, Failed, Finished, Generate, Tokens, Usage
+from llamanet.wire.inference import Accepted, Failed, Finished, Generate, TokenLogprobs, Tokens, Usage
 from llamanet.wire.rpc import Contact
 
 SILENCE_S = 0.75
@@ -56,6 +56,8 @@ class Chunk:
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each id, if the request asks for them."""
 
 
 class Hop(NamedTuple):
@@ -71,6 +73,8 @@ class Reply:
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    """One for each id, if the request asks for them."""
     model: str
     node_id: str
     """The label of the node that finished it."""
@@ -132,6 +136,7 @@ class Stream:
         self._wishes = wishes
         self._rng = rng
         self._texts: list[str] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._failures: dict[PublicKey, int] = {}
         self._choice: Choice | None = None
         self._asked: _Asked | None = None
@@ -175,6 +180,7 @@ class Stream:
         return Reply(
             text="".join(self._texts),
             token_ids=tuple(self.token_ids),
+            logprobs=tuple(self._logprobs),
             model=self.model or "",
             node_id=self.node_id or "",
             finish_reason=self.finish_reason,
@@ -286,6 +292,9 @@ class Stream:
         most = self._request.sampling.max_tokens
         if most is not None and len(self.token_ids) + len(tokens.token_ids) > most:
             raise NodeFailed(asked.label, f"it sends more than max_tokens {most}")
+        wanted = self._request.sampling.logprobs
+        if [told.token for told in tokens.logprobs] != ([] if wanted is None else list(tokens.token_ids)):
+            raise NodeFailed(asked.label, "its log-probabilities do not belong to its tokens")
         now = trio.current_time()
         if self.ttft is None:
             self.ttft = now - self._started_at
@@ -299,7 +308,8 @@ class Stream:
         asked.heard_at = self._last_at = now
         self.token_ids += tokens.token_ids
         self._texts.append(tokens.text)
-        return Chunk(tokens.text, tokens.token_ids)
+        self._logprobs += tokens.logprobs
+        return Chunk(tokens.text, tokens.token_ids, tokens.logprobs)
 
     def _take_failure(self, failed: Failed, asked: _Asked) -> None:
         if failed.code == "bad_request" and not self.token_ids:

@@ -35,6 +35,7 @@ from llamanet.wire.rpc import Address
 EPOCH = 1_900_000_000.0
 """Seconds since 1970 at trio's time 0."""
 PORT, DHT_PORT = 8000, 8001
+BOOTSTRAP_PEERS = 8
 SETTLE_S = 2.5
 """After it, nodes that started together know each other's records."""
 
@@ -230,7 +231,7 @@ class Cluster:
     ) -> Dht:
         peers = [Address(node.address.host, DHT_PORT) for node in self.nodes.values()]
         config = DhtConfig(
-            bootstrap=tuple(str(peer) for peer in peers[:2]),
+            bootstrap=tuple(str(peer) for peer in peers[-BOOTSTRAP_PEERS:]),
             client_mode=client_mode,
             wall_clock=lambda: EPOCH + trio.current_time(),
             seed=self._seed + self._members,
