@@ -24,8 +24,10 @@ _LITERAL = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTA
 _REPETITION = re.compile(r"\{\s*(\d{0,10})\s*,?\s*(\d{0,10})")
 
 
-def check_grammar_size(grammar: str) -> None:
-    """Raises `RequestRefused` for GBNF that would take too much to parse."""
+def check_grammar_size(grammar: str, field: str = "sampling.grammar") -> None:
+    """Raises `RequestRefused`, naming `field`, for GBNF that would take too much to parse."""
+    if "\0" in grammar:
+        raise RequestRefused("the grammar has a NUL character", field, "GBNF without")
     literals = [len(literal) for literal in _LITERAL.findall(grammar)]
     bare = _LITERAL.sub(" ", grammar)
     depth = deepest = 0
@@ -33,11 +35,11 @@ def check_grammar_size(grammar: str) -> None:
         depth += 1 if bracket == "(" else -1
         deepest = max(deepest, depth)
     if deepest > MAX_NESTING:
-        raise _refused(f"the grammar's parentheses are nested {deepest} deep", f"at most {MAX_NESTING}")
+        raise RequestRefused(f"the grammar's parentheses are nested {deepest} deep", field, f"at most {MAX_NESTING}")
     counts = [max(int(count or 0) for count in found) for found in _REPETITION.findall(bare)]
     elements = len(grammar) + sum(counts) * max(literals, default=1)
     if elements > MAX_ELEMENTS:
-        raise _refused(f"the grammar's repetitions make {elements} elements", f"at most {MAX_ELEMENTS}")
+        raise RequestRefused(f"the grammar's repetitions make {elements} elements", field, f"at most {MAX_ELEMENTS}")
 
 
 def json_schema_grammar(schema: str) -> str:
@@ -65,7 +67,7 @@ def json_schema_grammar(schema: str) -> str:
     ) as error:
         # The converter checks nothing: which of these comes out depends on where the schema is wrong.
         raise _schema_refused(f"the schema cannot be used: {type(error).__name__}: {error}"[:500]) from error
-    check_grammar_size(grammar)
+    check_grammar_size(grammar, "sampling.json_schema")
     return grammar
 
 
@@ -82,10 +84,6 @@ def _check_schema(value: Any) -> None:
             if repeats > MAX_PATTERN_REPEATS:
                 raise _schema_refused(f"the repetitions of pattern {entry[:100]!r} multiply", f"{MAX_PATTERN_REPEATS}")
         _check_schema(entry)
-
-
-def _refused(message: str, limit: str) -> RequestRefused:
-    return RequestRefused(message, field="sampling.grammar", limit=limit)
 
 
 def _schema_refused(message: str, limit: str | None = None) -> RequestRefused:

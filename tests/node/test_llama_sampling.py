@@ -1,0 +1,249 @@
+"""Every way of bending the draw, on the real model: that it does what it says, and is the same after a resumption."""
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from llamanet.errors import RequestRefused
+from llamanet.node.backend import Chunk
+from llamanet.node.engine import Engine, EngineConfig, serve_engine
+from llamanet.node.llama import LlamaBackend, LlamaConfig
+from llamanet.wire.inference import Accepted, Failed, Finished, Generate, Sampling, TokenLogprobs, Tokens
+
+MODEL = Path(__file__).resolve().parents[2] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+CONFIG = LlamaConfig(model_path=MODEL, n_ctx=512, n_batch=64, n_parallel=3, n_threads=1)
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}, "people": {"type": "integer"}},
+        "required": ["city", "people"],
+    }
+)
+STORY = "Once upon a time"
+
+pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="no model; `make test` gets it")
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[LlamaBackend]:
+    backend = LlamaBackend(CONFIG)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+async def engine(nursery: trio.Nursery) -> Engine:
+    engine: Engine = await nursery.start(serve_engine, "model", bytes(32), lambda: LlamaBackend(CONFIG), EngineConfig())
+    return engine
+
+
+@attrs.define
+class Reply:
+    tokens: list[int] = attrs.field(factory=list)
+    text: str = ""
+    logprobs: list[TokenLogprobs] = attrs.field(factory=list)
+    last: Finished | Failed | None = None
+
+
+async def ask(engine: Engine, prompt: str = STORY, *, resume: tuple[int, ...] = (), **sampling: Any) -> Reply:
+    options = {"temperature": 0.0, "max_tokens": 16, **sampling}
+    reply = Reply()
+    async for message in engine.submit(Generate(id=1, prompt=prompt, resume=resume, sampling=Sampling(**options))):
+        if isinstance(message, Tokens):
+            reply.tokens += message.token_ids
+            reply.text += message.text
+            reply.logprobs += message.logprobs
+        elif not isinstance(message, Accepted):
+            reply.last = message
+    return reply
+
+
+async def finished(engine: Engine, *args: Any, **options: Any) -> Reply:
+    reply = await ask(engine, *args, **options)
+    assert isinstance(reply.last, Finished), reply.last
+    return reply
+
+
+BENT: list[dict[str, Any]] = [
+    {"logit_bias": ((28, 3.0), (253, -5.0))},
+    {"dry_multiplier": 2.0, "dry_allowed_length": 1},
+    {"dry_multiplier": 2.0, "dry_penalty_last_n": 8, "repeat_penalty": 1.3, "frequency_penalty": 0.4},
+    {"ignore_eos": True},
+    {"min_tokens": 20},
+    {"grammar": 'root ::= ([a-z]+ " "?)+ "."'},
+    {"json_schema": SCHEMA},
+    {"json_schema": SCHEMA, "repeat_penalty": 1.2, "dry_multiplier": 1.0, "logit_bias": ((34, 4.0),)},
+    {"logprobs": 2},
+    {"typical_p": 0.5, "top_p": 0.9, "min_p": 0.02, "presence_penalty": 0.5},
+]
+
+
+@pytest.mark.parametrize("sampling", BENT, ids=lambda sampling: "+".join(sampling))
+@pytest.mark.parametrize("temperature", [0.0, 1.2])
+async def test_a_resumed_stream_draws_what_the_first_node_would_have(
+    engine: Engine, sampling: dict[str, Any], temperature: float
+) -> None:
+    options = {"temperature": temperature, "seed": 5, "max_tokens": 24, **sampling}
+    whole = await finished(engine, **options)
+    assert len(whole.tokens) > 3
+    for cut in {1, len(whole.tokens) // 2, len(whole.tokens) - 1, len(whole.tokens)}:
+        sequel = await finished(engine, resume=tuple(whole.tokens[:cut]), **options)
+        assert whole.tokens[:cut] + sequel.tokens == whole.tokens
+        assert whole.text.endswith(sequel.text)
+        assert isinstance(sequel.last, Finished)
+        assert isinstance(whole.last, Finished)
+        assert (sequel.last.reason, sequel.last.usage.completion_tokens) == (whole.last.reason, len(whole.tokens))
+        assert [told.token for told in sequel.logprobs] == (sequel.tokens if "logprobs" in sampling else [])
+
+
+async def test_a_bias_forbids_and_forces(engine: Engine) -> None:
+    plain = await finished(engine, max_tokens=4)
+    without = await finished(engine, max_tokens=4, logit_bias=((plain.tokens[0], -100.0),))
+    assert without.tokens[0] != plain.tokens[0]
+    forced = await finished(engine, max_tokens=4, temperature=1.0, seed=1, logit_bias=((198, 100.0),))
+    assert forced.tokens == [198] * 4
+    twice = await finished(engine, max_tokens=1, logit_bias=((198, 50.0), (198, 50.0)))
+    assert twice.tokens == [198]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_the_end_is_put_off_or_does_not_come(engine: Engine, temperature: float) -> None:
+    # A bias makes the end certain.
+    options = {"logit_bias": ((2, 100.0),), "temperature": temperature, "seed": 3}
+    assert (await finished(engine, **options)).tokens == [2]
+    later = await finished(engine, min_tokens=5, **options)
+    assert (len(later.tokens), later.tokens[5:]) == (6, [2])
+    never = await finished(engine, ignore_eos=True, **options)
+    assert isinstance(never.last, Finished)
+    assert (never.last.reason, len(never.tokens)) == ("length", 16)
+
+
+async def test_dry_breaks_a_loop_and_stops_at_breakers(engine: Engine) -> None:
+    prompt = "one two three four five\n" * 12 + "one two"
+    loop = await finished(engine, prompt, max_tokens=8)
+    assert "three four five" in loop.text
+    dry = {"dry_multiplier": 5.0, "max_tokens": 8}
+    assert "three four five" not in (await finished(engine, prompt, **dry)).text
+    assert (await finished(engine, prompt, **dry, dry_penalty_last_n=1)).tokens == loop.tokens
+    assert (await finished(engine, prompt, **dry, dry_allowed_length=500)).tokens == loop.tokens
+    assert (await finished(engine, prompt, **dry, dry_sequence_breakers=(" two",))).tokens[0] == loop.tokens[0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+async def test_text_follows_a_schema(engine: Engine, temperature: float) -> None:
+    for seed in range(3):
+        reply = await finished(
+            engine, "A city as JSON:", json_schema=SCHEMA, temperature=temperature, seed=seed, max_tokens=100
+        )
+        city = json.loads(reply.text)
+        assert isinstance(city["people"], int)
+        assert len(city["city"]) <= 12
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+async def test_text_follows_a_grammar(engine: Engine, temperature: float) -> None:
+    grammar = 'root ::= "é" [0-9]{3} ("ja" | "nein") "\\n"'
+    for seed in range(3):
+        reply = await finished(engine, grammar=grammar, temperature=temperature, seed=seed)
+        assert re.fullmatch(r"é[0-9]{3}(ja|nein)\n", reply.text)
+        assert isinstance(reply.last, Finished)
+        assert reply.last.reason == "stop"
+
+
+async def test_a_grammar_that_nothing_can_follow_ends_the_text(engine: Engine) -> None:
+    reply = await finished(engine, grammar='root ::= "a" [^\\x00-\\U0010FFFF]')
+    assert isinstance(reply.last, Finished)
+    assert (reply.text, reply.last.reason) == ("a", "stop")
+    again = await finished(engine, grammar='root ::= "a" [^\\x00-\\U0010FFFF]', resume=tuple(reply.tokens))
+    assert isinstance(again.last, Finished)
+    assert (again.tokens, again.last.reason) == ([], "stop")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"grammar": "root ::= ("}, "sampling.grammar"),
+        ({"grammar": "root ::= x"}, "sampling.grammar"),
+        ({"grammar": 'stem ::= "a"'}, "sampling.grammar"),
+        ({"grammar": 'root ::= root "a"'}, "sampling.grammar"),
+        ({"grammar": 'root ::= "a"{3000}'}, "sampling.grammar"),
+        ({"grammar": "\0"}, "sampling.grammar"),
+        ({"grammar": 'root ::= "yes"', "resume": (28,)}, "resume"),
+        ({"json_schema": '{"type": "nonsense"}'}, "sampling.json_schema"),
+        ({"logit_bias": ((49_152, 1.0),)}, "sampling.logit_bias"),
+        ({"min_tokens": 17}, "sampling.min_tokens"),
+    ],
+)
+async def test_what_cannot_be_used_is_refused_and_the_engine_goes_on(
+    engine: Engine, wrong: dict[str, Any], field: str
+) -> None:
+    reply = await ask(engine, **wrong)
+    assert isinstance(reply.last, Failed)
+    assert (reply.last.code, reply.last.field) == ("bad_request", field)
+    assert reply.last.message
+    assert (await finished(engine)).tokens
+
+
+async def test_grammars_in_one_batch_do_not_meet(engine: Engine) -> None:
+    replies: dict[int, Reply] = {}
+
+    async def one(digit: int) -> None:
+        replies[digit] = await finished(engine, grammar=f'root ::= "{digit}"{{8}}', temperature=1.0, seed=digit)
+
+    async with trio.open_nursery() as streams:
+        for digit in range(6):
+            streams.start_soon(one, digit)
+    assert {digit: reply.text for digit, reply in replies.items()} == {digit: str(digit) * 8 for digit in range(6)}
+
+
+async def test_log_probabilities_are_the_models(engine: Engine) -> None:
+    reply = await finished(engine, logprobs=5, max_tokens=6)
+    for token, told in zip(reply.tokens, reply.logprobs, strict=True):
+        assert told.token == token
+        assert told.top[0] == attrs.evolve(told.top[0], token=token, piece=told.piece, logprob=told.logprob)
+        ordered = [chance.logprob for chance in told.top]
+        assert ordered == sorted(ordered, reverse=True)
+        assert sum(map(math.exp, ordered)) <= 1 + 1e-6
+    assert b"".join(told.piece for told in reply.logprobs).decode() == reply.text
+    # Nothing that bends the draw shows in them.
+    forced = await finished(engine, logprobs=5, max_tokens=1, logit_bias=((198, 100.0),), temperature=2.0, seed=1)
+    assert forced.logprobs[0].token == 198
+    assert forced.logprobs[0].top == reply.logprobs[0].top
+    assert forced.logprobs[0].logprob < reply.logprobs[0].logprob
+    assert (await finished(engine, logprobs=0, max_tokens=2)).logprobs[0].top == ()
+
+
+def test_all_probabilities_make_one(backend: LlamaBackend) -> None:
+    prompt = backend.tokenize(STORY)
+    backend.begin(0, Sampling(temperature=0, logprobs=20), 0, prompt, [])
+    backend.decode([Chunk(0, 0, prompt, True)])
+    drawn = backend.draw(0, 0)
+    total = sum(math.exp(backend.logprobs(0, token, 0).logprob) for token in range(0, backend.n_vocab, 16))
+    assert 0 < total < 1
+    assert backend.logprobs(0, drawn, 20).top[0].token == drawn
+    backend.end(0)
+    backend.forget(0, 0)
+
+
+def test_log_probabilities_that_were_not_asked_for_are_a_mistake(backend: LlamaBackend) -> None:
+    prompt = backend.tokenize(STORY)
+    backend.begin(0, Sampling(temperature=0), 0, prompt, [])
+    with pytest.raises(ValueError, match="not asked for"):
+        backend.logprobs(0, 1, 0)
+    backend.end(0)
+
+
+def test_a_refused_grammar_leaves_nothing(backend: LlamaBackend) -> None:
+    start = time.perf_counter()
+    for _ in range(200):
+        with pytest.raises(RequestRefused, match="cannot use this grammar"):
+            backend.check_grammar("root ::= (", [])
+    assert time.perf_counter() - start < 5
