@@ -2,8 +2,8 @@
 
 Rules:
 - A few random nodes are probed, not all; the next ones only when none of these will do.
-- Nobody is given up lightly: before the end, nodes that were silent are asked again with patience, and the records are
-  looked up anew.
+- Nobody is given up lightly: before the end the records are looked up anew, then come the nodes that failed this
+  request before, and then those that were silent are asked again with patience.
 - Why each node was passed over is remembered, for the error that names them all.
 """
 
@@ -51,6 +51,7 @@ class Choice:
         self._rng = rng
         self._ranked: list[Candidate] = []
         self._unprobed: list[Service] = []
+        self._failed: list[Service] = []
         self._silent: list[Service] = []
         self._known: set[Service] = set()
         self._lookups = 0
@@ -66,6 +67,8 @@ class Choice:
             elif self._lookups < 2:
                 await self._look_up(fresh=self._lookups > 0)
                 self._lookups += 1
+            elif self._failed:
+                self._unprobed, self._failed = self._failed, []
             elif self._silent:
                 batch, self._silent = self._silent, []
                 for service in await self._probe(batch, patiently=True):
@@ -89,10 +92,11 @@ class Choice:
             for service in await self._directory.services(model, fresh=fresh):
                 if service not in self._known:
                     self._known.add(service)
-                    if self._failures.get(service.public_key, 0) < MAX_FAILURES:
-                        self._unprobed.append(service)
-                    else:
+                    failures = self._failures.get(service.public_key, 0)
+                    if failures >= MAX_FAILURES:
                         self.reasons[service.facts.label] = "it failed repeatedly"
+                    else:
+                        (self._failed if failures else self._unprobed).append(service)
         self._rng.shuffle(self._unprobed)
 
     async def _probe(self, services: list[Service], *, patiently: bool) -> list[Service]:
@@ -105,6 +109,6 @@ class Choice:
                 acceptable.append(candidate)
             else:
                 self.reasons[candidate.service.facts.label] = reason
-        self._ranked = ranked(acceptable, self._prompt_tokens, self._failures, self._rng)
+        self._ranked = ranked(acceptable, self._prompt_tokens, self._rng)
         answered = {candidate.service for candidate in candidates}
         return [service for service in services if service not in answered]

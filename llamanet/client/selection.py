@@ -1,16 +1,14 @@
 """Which node to ask: pure policy. From what nodes say and what the caller wishes to an order, with reasons.
 
 The node that should speak first comes first: round trip, queue, the prompt's prefill at its own rate, one decode step.
-A node that failed this request before comes after those that did not.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from random import Random
 
 import attrs
 
 from llamanet.client.directory import Service
-from llamanet.wire.identity import PublicKey
 from llamanet.wire.rpc import Address, ModelState
 
 ROUND_TRIPS_TO_ASK = 4
@@ -87,15 +85,12 @@ def objection(candidate: Candidate, wishes: Wishes) -> str | None:
     return None
 
 
-def ranked(
-    candidates: Iterable[Candidate], prompt_tokens: int, failures: Mapping[PublicKey, int], rng: Random
-) -> list[Candidate]:
-    """The candidates, best first. `failures` counts how often each one failed this request."""
+def ranked(candidates: Iterable[Candidate], prompt_tokens: int, rng: Random) -> list[Candidate]:
+    """The candidates, best first."""
 
-    def cost(candidate: Candidate) -> tuple[int, int, float]:
+    def cost(candidate: Candidate) -> tuple[int, float]:
         seconds, state = estimated_ttft(candidate, prompt_tokens), candidate.state
-        failed = failures.get(candidate.service.public_key, 0)
-        return failed, round(seconds / TIE_S), load_of(state.running, state.waiting, state.slots)
+        return round(seconds / TIE_S), load_of(state.running, state.waiting, state.slots)
 
     shuffled = list(candidates)
     rng.shuffle(shuffled)

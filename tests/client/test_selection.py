@@ -43,8 +43,8 @@ def candidate(number=1, *, rtt=0.001, draining=False, **state):
     )
 
 
-def best(candidates, prompt_tokens=0, failures=None, seed=0):
-    order = ranked(candidates, prompt_tokens, failures or {}, Random(seed))
+def best(candidates, prompt_tokens=0, seed=0):
+    order = ranked(candidates, prompt_tokens, Random(seed))
     return [chosen.service.public_key[0] for chosen in order]
 
 
@@ -65,11 +65,6 @@ def test_a_long_prompt_goes_to_the_fast_prefill():
     queue_free, fast = candidate(1, prefill_tokens_per_second=50.0), candidate(2, ttft_s=1.0)
     assert best([queue_free, fast], prompt_tokens=10) == [1, 2]
     assert best([queue_free, fast], prompt_tokens=1000) == [2, 1]
-
-
-def test_who_failed_comes_last():
-    near, far = candidate(1), candidate(2, rtt=0.1)
-    assert best([near, far], failures={near.service.public_key: 1}) == [2, 1]
 
 
 def test_equals_by_load_and_then_at_random():
