@@ -88,6 +88,19 @@ async def test_a_stream_never_goes_on_with_another_file(autojump_clock, nursery)
     assert [hop.node_id for hop in stream.hops] == [first]
 
 
+async def test_newcomers_are_found_while_requests_go_on(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_node("node-a")
+    await trio.sleep(1)
+    client = await cluster.start_client()
+    await ask(client, 1, model="alpha")
+    await cluster.start_node("node-b")
+    await trio.sleep(3)
+    await ask(client, 1, model="alpha")
+    await trio.sleep(1)
+    assert {(await ask(client, 1, model="alpha")).node_id for _ in range(20)} == {"node-a", "node-b"}
+
+
 async def test_nobody_serves_the_model(autojump_clock, nursery):
     cluster = Cluster(nursery)
     await cluster.start_nodes(2)
