@@ -13,7 +13,9 @@ from llamanet.dht.overlay import Overlay
 from llamanet.dht.storage import RecordStore
 
 EXPLORE_S = 1.0
-"""Between two lookups of our neighbourhood at least; doubled each time that it brought no new neighbour."""
+"""Between two lookups of our neighbourhood at least."""
+AGAIN_S = 5.0
+"""From a lookup that a new neighbour caused to the next one; doubled each time that it brought none."""
 RETRY_S = 1.0
 """Until a contact that did not answer is pinged again."""
 IDLE_S = 15.0
@@ -31,7 +33,7 @@ async def explore(overlay: Overlay, rng: Random) -> None:
             await overlay.explore.wait()
         if overlay.explore.is_set():
             overlay.explore = trio.Event()
-            pause = EXPLORE_S
+            pause = AGAIN_S
         else:
             pause = min(2 * pause, longest)
         if overlay.client_mode:
