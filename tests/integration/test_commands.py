@@ -1,0 +1,64 @@
+"""What the commands print where: data on standard output, everything else on standard error."""
+
+import json
+import re
+
+import pytest
+
+COUNTING = ("--no-chat", "--temperature", "0", "--max-tokens", "8")
+
+
+@pytest.fixture
+def bootstrap(swarm_of_three):
+    return ("--bootstrap-nodes", ",".join(node.dht_address for node in swarm_of_three))
+
+
+def test_ask(run, bootstrap):
+    result = run("ask", "Count: 1, 2, 3,", *COUNTING, *bootstrap)
+    assert result.returncode == 0
+    assert result.stdout == " 4, 5, 6\n"
+    assert re.fullmatch(r"node-\d, 8 tokens, \d+\.\d tokens/s, first token after \d+\.\d\d s\n", result.stderr)
+
+
+def test_ask_reads_variables_and_standard_input(run, bootstrap):
+    result = run("ask", "-", *COUNTING, stdin="Count: 1, 2, 3,", BOOTSTRAP_NODES=bootstrap[1])
+    assert result.stdout == " 4, 5, 6\n"
+
+
+def test_ask_chats_unless_told_otherwise(run, bootstrap, model):
+    options = ("--model", model.stem, "--max-tokens", "16", "--temperature", "0", "--seed", "7")
+    result = run("ask", "What is the capital of France?", *options, *bootstrap)
+    assert "Paris" in result.stdout
+
+
+def test_nodes(run, bootstrap, swarm_of_three, model):
+    table = run("nodes", *bootstrap)
+    assert (table.returncode, table.stderr) == (0, "")
+    header, *rows = table.stdout.splitlines()
+    assert header.split()[:4] == ["node", "id", "address", "models"]
+    assert [row.split()[0] for row in rows] == ["node-1", "node-2", "node-3"]
+
+    listed = run("nodes", "--json", *bootstrap)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    nodes = json.loads(listed.stdout)
+    assert [node["address"] for node in nodes] == [f"127.0.0.1:{node.port}" for node in swarm_of_three]
+    for node in nodes:
+        assert re.fullmatch(r"[0-9a-f]{64}", node["id"])
+        assert node["models"] == [model.stem]
+        assert (node["running"], node["waiting"], node["slots"], node["load"]) == (0, 0, 4, 0)
+        assert node["tokens_per_second"] >= 0
+
+
+def test_models(run, bootstrap, model):
+    table = run("models", *bootstrap)
+    assert (table.returncode, table.stderr) == (0, "")
+    assert [row.split()[:2] for row in table.stdout.splitlines()] == [["model", "nodes"], [model.stem, "3"]]
+
+    (only,) = json.loads(run("models", "--json", *bootstrap).stdout)
+    assert (only["name"], only["nodes"], only["slots"], only["n_ctx"]) == (model.stem, 3, 12, 2048)
+
+
+def test_a_node_logs_json_objects_and_prints_nothing(swarm_of_three):
+    for entry in swarm_of_three[0].log:
+        assert {"time", "level", "logger", "message"} <= entry.keys()
+    assert any(entry["message"].startswith("Published node info: ") for entry in swarm_of_three[0].log)
