@@ -1,4 +1,4 @@
-"""Run every benchmark, and write their tables to docs/benchmarks.md: `python benchmarks`."""
+"""Run every benchmark, and write their tables to docs/benchmarks.md: `python benchmarks [--quick]`."""
 
 import ast
 import subprocess
@@ -23,7 +23,7 @@ def main() -> None:
         if not source.endswith(MARK):
             continue
         print(f"\n{path.name}", file=sys.stderr)
-        result = subprocess.run([sys.executable, path], stdout=subprocess.PIPE, text=True, check=True)
+        result = subprocess.run([sys.executable, path, *sys.argv[1:]], stdout=subprocess.PIPE, text=True, check=True)
         print(result.stdout, end="", flush=True)
         parts.append(f"## {path.stem}\n\n{ast.get_docstring(ast.parse(source))}\n\n{result.stdout}")
     (ROOT / "docs" / "benchmarks.md").write_text("\n".join(parts))

@@ -28,6 +28,10 @@ def free_udp_port():
         return udp.getsockname()[1]
 
 
+def says_that_its_bootstrap_peer_is_down(entry):
+    return entry["level"] == "warning" and entry["message"].startswith("bootstrap peer down, retrying: 127.0.0.1:")
+
+
 async def labels_seen_from(address, wanted):
     """The labels of the nodes that a client sees through `address`, once they are `wanted`."""
     with trio.fail_after(WITHIN_S):
@@ -60,6 +64,7 @@ async def test_flags_and_variables_in_any_order_the_bootstrap_node_last(model, t
     try:
         for node in nodes:
             await trio.to_thread.run_sync(node.wait_ready)
+            await trio.to_thread.run_sync(node.wait_for, says_that_its_bootstrap_peer_is_down, WITHIN_S)
         # A flag comes before its variable, and an empty variable is an unset one.
         mixed = {**settings, "DHT_PORT": bootstrap.rpartition(":")[2], "BOOTSTRAP_NODES": "", "NODE_ID": "wrong"}
         nodes.append(
