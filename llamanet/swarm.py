@@ -18,6 +18,7 @@ import trio
 
 from llamanet.client.census import ModelView, NodeView
 from llamanet.client.client import Messages, SwarmClient
+from llamanet.client.embedding import EmbeddingReply
 from llamanet.client.generation import Chunk, Hop, Reply, Stream
 from llamanet.client.join import as_peers, as_swarm_key, local_addresses
 from llamanet.dht.service import Dht, DhtConfig, serve_dht
@@ -143,6 +144,12 @@ class Swarm:
     async def generate(self, prompt: str | None = None, *, messages: Messages | None = None, **options: Any) -> Reply:
         """A whole generation; takes what `stream` takes, and raises what it raises."""
         return await self._client.generate(prompt, messages=messages, **options)
+
+    async def embed(
+        self, texts: Iterable[str], *, model: str | None = None, digest: bytes | None = None
+    ) -> EmbeddingReply:
+        """A vector of length 1 for each of `texts`; see `SwarmClient.embed`."""
+        return await self._client.embed(texts, model=model, digest=digest)
 
     async def nodes(self, model: str | None = None) -> list[NodeView]:
         """The nodes that are alive, or those that serve `model`, with their live state. Raises `NotJoined`."""

@@ -20,6 +20,7 @@ import trio
 
 from llamanet.client.census import ModelView, NodeView
 from llamanet.client.client import Messages, SwarmClient
+from llamanet.client.embedding import EmbeddingReply
 from llamanet.client.generation import Chunk, Hop, Reply, Stream
 from llamanet.client.join import as_peers, as_swarm_key, local_addresses
 from llamanet.dht.service import Dht, DhtConfig, serve_dht
@@ -87,6 +88,11 @@ class Client:
         options.setdefault("model", self._model)
         stream = self._thread.call(lambda swarm: swarm.open(prompt, messages=messages, **options))
         return BlockingStream(self._thread, stream)
+
+    def embed(self, texts: Iterable[str], **options: Any) -> EmbeddingReply:
+        """A vector for each of `texts`; `options` are `model` and `digest`. Raises what `generate` raises."""
+        options.setdefault("model", self._model)
+        return self._thread.call(lambda swarm: swarm.embed(texts, **options))
 
     def nodes(self, model: str | None = None) -> list[NodeView]:
         """The nodes that are alive, or those that serve `model`."""

@@ -14,13 +14,21 @@ from llamanet.client.census import ModelView, NodeView, list_models, list_nodes
 from llamanet.client.choice import Choice
 from llamanet.client.connection import ConnectionPool, OpenStream
 from llamanet.client.directory import Directory
+from llamanet.client.embedding import Embedder, EmbeddingReply, make_batches
 from llamanet.client.generation import Reply, Stream
 from llamanet.client.selection import Wishes
 from llamanet.dht.service import Dht
 from llamanet.errors import BadMessage, NotJoined, RequestRefused
 from llamanet.wire.codec import Plain, from_map_untrusted, to_map
 from llamanet.wire.identity import PublicKey
-from llamanet.wire.inference import MAX_MESSAGE_BYTES, MAX_SEED, ChatMessage, Generate, encode_message
+from llamanet.wire.inference import (
+    CAPABILITY_EMBEDDINGS,
+    MAX_MESSAGE_BYTES,
+    MAX_SEED,
+    ChatMessage,
+    Generate,
+    encode_message,
+)
 
 JOIN_S = 5.0
 """How long a request waits for the first answer of a bootstrap peer."""
@@ -178,6 +186,18 @@ class SwarmClient:
             async for _ in stream:
                 pass
         return stream.reply()
+
+    async def embed(
+        self, texts: Iterable[str], *, model: str | None = None, digest: bytes | None = None
+    ) -> EmbeddingReply:
+        """A vector of length 1 for each of `texts`, pooled as the model says; from one model file all of them.
+
+        Raises `RequestRefused`, `NotJoined`, `NoNodeServes` or `SwarmBusy`.
+        """
+        batches = make_batches(texts, model)
+        wishes = Wishes(model=model, digest=digest, capability=CAPABILITY_EMBEDDINGS)
+        await self._wait_joined()
+        return await Embedder(self._dht, self._pool, self._make_choice, wishes).run(batches)
 
     async def nodes(self, model: str | None = None) -> list[NodeView]:
         """The nodes that are alive, or those that serve `model`. Raises `NotJoined`."""

@@ -29,6 +29,8 @@ from llamanet.wire.inference import (
     SUBPROTOCOL_MSGPACK,
     Accepted,
     Cancel,
+    Embed,
+    Embeddings,
     Failed,
     Finished,
     Generate,
@@ -57,7 +59,7 @@ MAX_AHEAD = 65_536
 """Token ids and characters that may wait for the reader of one request."""
 RECEIVE_BYTES = 64 * 1024
 
-Answer = Accepted | Tokens | Finished | Failed
+Answer = Accepted | Tokens | Embeddings | Finished | Failed
 OpenStream = Callable[[str, int], Awaitable[trio.abc.Stream]]
 """Opens a byte stream to a host and a TCP port. Raises `OSError`."""
 
@@ -86,10 +88,11 @@ class Peer:
 class Exchange:
     """One request on a connection, and the answers that wait for its reader. Only one task may read at a time."""
 
-    def __init__(self, connection: "Connection", request_id: int) -> None:
+    def __init__(self, connection: "Connection", request_id: int, *, embeds: bool) -> None:
         """Made by `Connection.submit`."""
         self._connection = connection
         self._id = request_id
+        self._embeds = embeds
         self._answers: deque[Answer] = deque()
         self._ahead = 0
         self._accepted = False
@@ -125,7 +128,9 @@ class Exchange:
 
     def arrive(self, answer: NodeMessage) -> None:
         """Take an answer from the connection. Raises `BadMessage` for one that does not belong here."""
-        if isinstance(answer, Accepted) != (not self._accepted) and not isinstance(answer, Failed):
+        if isinstance(answer, Embeddings) != self._embeds and not isinstance(answer, Failed):
+            raise BadMessage("not an answer to this request", "type")
+        if not self._embeds and isinstance(answer, Accepted) == self._accepted and not isinstance(answer, Failed):
             raise BadMessage("an answer out of order", "type")
         if isinstance(answer, Accepted):
             self._accepted = True
@@ -133,10 +138,10 @@ class Exchange:
             if not answer.token_ids:
                 raise BadMessage("text without tokens", "token_ids")
             self._ahead += len(answer.token_ids) + len(answer.text) + sum(1 + len(told.top) for told in answer.logprobs)
-        elif not isinstance(answer, Finished | Failed):
+        elif not isinstance(answer, Embeddings | Finished | Failed):
             raise BadMessage("not an answer to this request", "type")
         self._answers.append(answer)
-        if isinstance(answer, Finished | Failed):
+        if isinstance(answer, Embeddings | Finished | Failed):
             self._connection.forget(self._id)
             self.end("the request is over")
         elif self._ahead > MAX_AHEAD:
@@ -185,9 +190,9 @@ class Connection:
         """Requests that are not over."""
         return len(self._exchanges)
 
-    def submit(self, request: Generate) -> Exchange:
+    def submit(self, request: Generate | Embed) -> Exchange:
         """Send `request` (under an id of the connection's own) as soon as the connection is open."""
-        exchange = Exchange(self, next(self._ids))
+        exchange = Exchange(self, next(self._ids), embeds=isinstance(request, Embed))
         self._exchanges[exchange._id] = exchange
         self._put(encode_message(attrs.evolve(request, id=exchange._id)))
         return exchange
@@ -320,7 +325,7 @@ class ConnectionPool:
         self._tls = client_tls()
         self._connections: dict[Peer, list[Connection]] = {}
 
-    def submit(self, peer: Peer, request: Generate) -> Exchange:
+    def submit(self, peer: Peer, request: Generate | Embed) -> Exchange:
         """Send `request` to `peer`, over a connection that is there or that is opened for it."""
         for connection in self._connections.get(peer, ()):
             if connection.lost is None and connection.in_flight < MAX_REQUESTS:

@@ -284,7 +284,7 @@ class Stream:
             self.usage = attrs.evolve(answer.usage, cached_tokens=self._cached_tokens or 0)
             self.finish_reason = answer.reason
             self.close()
-        else:
+        elif isinstance(answer, Failed):
             self._take_failure(answer, asked)
         return None
 

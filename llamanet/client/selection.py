@@ -35,6 +35,8 @@ class Wishes:
     """Requests running and waiting, for each slot."""
     n_ctx: int = 0
     """Tokens a slot."""
+    capability: str | None = None
+    """One of `ServiceFacts.capabilities`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -75,6 +77,8 @@ def objection(candidate: Candidate, wishes: Wishes) -> str | None:
         return "it is shutting down"
     if wishes.digest is not None and facts.digest != wishes.digest:
         return f"its file is another one (SHA-256 {facts.digest.hex()[:12]}…)"
+    if wishes.capability is not None and wishes.capability not in facts.capabilities:
+        return f"it has no {wishes.capability}"
     if state.tokens_per_second < wishes.min_tps:
         return f"{state.tokens_per_second:.1f} tokens/s is below min_tps {wishes.min_tps:g}"
     load = load_of(state.running, state.waiting, state.slots)

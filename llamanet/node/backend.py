@@ -51,6 +51,8 @@ class Backend(Protocol):
     """Sequences that can be computed together."""
     n_vocab: int
     """Token ids are 0 to `n_vocab - 1`."""
+    n_embd: int
+    """Numbers in an embedding; 0: the model gives none."""
     chat_template: str | None
     """Jinja source from the model's metadata."""
     bos_text: str
@@ -100,6 +102,12 @@ class Backend(Protocol):
         """How likely `token`, just drawn for `slot`, was to the model, and the `top` likeliest tokens in its place.
 
         Only for a slot whose sampling asks for it.
+        """
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> list[bytes]:
+        """The vectors of tokenized texts, none of them empty, at most `n_batch` tokens together and `slots` texts.
+
+        Each has length 1, and is `n_embd` little-endian 32-bit numbers. No slot is touched. Raises `BackendError`.
         """
 
     def close(self) -> None:

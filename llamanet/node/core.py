@@ -42,7 +42,15 @@ class Unpause:
     serial: int
 
 
-Command: TypeAlias = Submit | Cancel | Unpause
+@attrs.frozen
+class EmbedBatch:
+    """Embed tokenized texts, as many as one `Backend.embed` takes."""
+
+    serial: int
+    texts: list[list[int]]
+
+
+Command: TypeAlias = Submit | Cancel | Unpause | EmbedBatch
 
 
 @attrs.frozen
@@ -78,7 +86,15 @@ class Told:
     message: Accepted | Finished | Failed
 
 
-Event: TypeAlias = Admitted | Produced | Paused | Told
+@attrs.frozen
+class Embedded:
+    """The vectors of an `EmbedBatch`, or why there are none."""
+
+    serial: int
+    result: list[bytes] | BackendError
+
+
+Event: TypeAlias = Admitted | Produced | Paused | Told | Embedded
 
 
 class EngineCore:
@@ -125,6 +141,8 @@ class EngineCore:
         for command in commands:
             if isinstance(command, Submit):
                 self._submit(command.sequence)
+            elif isinstance(command, EmbedBatch):
+                self._embed(command)
             elif sequence := self._sequences.get(command.serial):
                 if isinstance(command, Cancel):
                     self._drop(sequence)
@@ -202,6 +220,13 @@ class EngineCore:
             sequence.tokens[sequence.prompt_tokens :],
         )
         self._events.append(Admitted(sequence.serial))
+
+    def _embed(self, batch: EmbedBatch) -> None:
+        try:
+            result: list[bytes] | BackendError = self.backend.embed(batch.texts)
+        except BackendError as error:
+            result = error
+        self._events.append(Embedded(batch.serial, result))
 
     def _draw(self, slot: int, sequence: Sequence, now: float) -> None:
         try:

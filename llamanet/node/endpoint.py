@@ -29,6 +29,8 @@ from llamanet.wire.inference import (
     SUBPROTOCOL_JSON,
     SUBPROTOCOL_MSGPACK,
     Cancel,
+    Embed,
+    Embeddings,
     Failed,
     Generate,
     ModelStatus,
@@ -144,7 +146,7 @@ class Endpoint:
             raise
         return stream
 
-    def engine_for(self, request: Generate) -> Engine | Failed:
+    def engine_for(self, request: Generate | Embed) -> Engine | Failed:
         """The engine that `request` is for, or why there is none."""
         if self.draining:
             return Failed(id=request.id, code="draining", message="the node is shutting down")
@@ -203,6 +205,10 @@ async def _accept(request: WebSocketRequest) -> WebSocketConnection | None:
     return None
 
 
+def _busy(request: Generate | Embed, error: EngineBusy) -> Failed:
+    return Failed(id=request.id, code="busy", message=str(error), retry_after=error.retry_after)
+
+
 @attrs.define
 class _Close(Exception):
     """The connection cannot go on: `code` is the websocket close code."""
@@ -221,6 +227,7 @@ class _Connection:
         self._nursery = nursery
         self._answers = 0
         self._generations: dict[int, Generation] = {}
+        self._embeddings: dict[int, trio.CancelScope] = {}
 
     async def serve(self) -> None:
         """Answer requests until either side closes, or nothing happens for too long."""
@@ -246,7 +253,7 @@ class _Connection:
             message = decode_client_message_untrusted(data)
         except BadMessage as error:
             request_id = request_id_of_untrusted(data)
-            if request_id is None or request_id in self._generations:
+            if request_id is None or self._in_flight(request_id):
                 raise _Close(_BAD_DATA, str(error)) from error
             failed = Failed(id=request_id, code="bad_request", message=str(error), field=error.field, limit=error.limit)
             self._start(self._reply, failed)
@@ -254,12 +261,20 @@ class _Connection:
         if isinstance(message, Cancel):
             if generation := self._generations.get(message.id):
                 generation.cancel()
+            elif scope := self._embeddings.get(message.id):
+                scope.cancel()
         elif isinstance(message, Status):
             self._start(self._reply, self._endpoint.status(message))
-        elif message.id in self._generations:
+        elif self._in_flight(message.id):
             raise _Close(_POLICY, f"request {message.id} is already in flight")
+        elif isinstance(message, Embed):
+            self._embeddings[message.id] = trio.CancelScope()
+            self._start(self._embed, message)
         else:
             self._generate(message)
+
+    def _in_flight(self, request_id: int) -> bool:
+        return request_id in self._generations or request_id in self._embeddings
 
     def _generate(self, request: Generate) -> None:
         engine = self._endpoint.engine_for(request)
@@ -269,8 +284,7 @@ class _Connection:
         try:
             generation = engine.submit(request)
         except EngineBusy as error:
-            failed = Failed(id=request.id, code="busy", message=str(error), retry_after=error.retry_after)
-            self._start(self._reply, failed)
+            self._start(self._reply, _busy(request, error))
             return
         self._generations[request.id] = generation
         try:
@@ -294,6 +308,20 @@ class _Connection:
         finally:
             self._answers -= 1
             self._endpoint.count_request(-1)
+
+    async def _embed(self, request: Embed) -> None:
+        engine = self._endpoint.engine_for(request)
+        answer: Embeddings | Failed | None = engine if isinstance(engine, Failed) else None
+        try:
+            with self._embeddings[request.id]:
+                if not isinstance(engine, Failed):
+                    answer = await engine.embed(request)
+        except EngineBusy as error:
+            answer = _busy(request, error)
+        finally:
+            del self._embeddings[request.id]
+        if answer is not None:
+            await self._send(answer)
 
     async def _reply(self, message: NodeMessage) -> None:
         await self._send(message)

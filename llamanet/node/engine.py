@@ -16,11 +16,22 @@ import trio
 from llamanet.errors import EngineBusy
 from llamanet.node.backend import Backend
 from llamanet.node.chat_template import ChatTemplate
-from llamanet.node.core import Admitted, Cancel, EngineCore, Event, Paused, Produced, Submit, Unpause
+from llamanet.node.core import Admitted, Cancel, Embedded, EngineCore, Event, Paused, Produced, Submit, Unpause
+from llamanet.node.embedding import Embedding
 from llamanet.node.prepare import prepare
 from llamanet.node.sequence import Sequence
 from llamanet.node.worker import ThreadWorker, Worker
-from llamanet.wire.inference import Accepted, Failed, Finished, Generate, TokenLogprobs, Tokens
+from llamanet.wire.inference import (
+    CAPABILITY_EMBEDDINGS,
+    Accepted,
+    Embed,
+    Embeddings,
+    Failed,
+    Finished,
+    Generate,
+    TokenLogprobs,
+    Tokens,
+)
 from llamanet.wire.rpc import ModelState
 
 SHORT_PROMPT_TOKENS = 32
@@ -116,6 +127,9 @@ class Engine:
         )
         self._serials = itertools.count()
         self._generations: dict[int, Generation] = {}
+        self._embeddings: dict[int, Embedding] = {}
+        self.capabilities = (CAPABILITY_EMBEDDINGS,) if core.backend.n_embd else ()
+        """What nodes announce."""
         self._running = 0
         self._closed = False
 
@@ -134,6 +148,24 @@ class Engine:
         self._generations[generation._serial] = generation
         self._nursery.start_soon(self._prepare, generation)
         return generation
+
+    async def embed(self, request: Embed) -> Embeddings | Failed:
+        """The vectors of the texts of `request`, a batch after each step of the streams.
+
+        Raises `EngineBusy` if too many such requests are in flight. Cancelling it loses what was computed.
+        """
+        if len(self._embeddings) >= self._config.max_waiting:
+            raise EngineBusy(len(self._embeddings), max(0.1, self._core.rates.place_s(self.slots)))
+        if self._closed:
+            return _draining(request)
+        backend = self._core.backend
+        serial = next(self._serials)
+        embedding = self._embeddings[serial] = Embedding(serial, request, backend.n_batch, backend.slots, self._worker)
+        try:
+            texts = await self._worker.call(lambda: [backend.tokenize(text) for text in request.texts])
+            return await embedding.run(texts, node_id=self._config.node_id, able=backend.n_embd > 0)
+        finally:
+            del self._embeddings[serial]
 
     def state(self) -> ModelState:
         """How busy and how fast the engine is now."""
@@ -165,6 +197,10 @@ class Engine:
 
     def _deliver(self, events: list[Event]) -> None:
         for event in events:
+            if isinstance(event, Embedded):
+                if embedding := self._embeddings.get(event.serial):
+                    embedding.take(event)
+                continue
             generation = self._generations.get(event.serial)
             if generation is None:
                 continue
@@ -192,11 +228,13 @@ class Engine:
 
     def _close(self) -> None:
         self._closed = True
+        for embedding in self._embeddings.values():
+            embedding.drain()
         for generation in list(self._generations.values()):
             self._end(generation, _draining(generation.request))
 
 
-def _draining(request: Generate) -> Failed:
+def _draining(request: Generate | Embed) -> Failed:
     return Failed(id=request.id, code="draining", message="the node is shutting down")
 
 

@@ -28,6 +28,7 @@ from llamanet.errors import ModelFileError, UserError
 from llamanet.node.backend import BackendError, Chunk
 from llamanet.node.cores import physical_cores
 from llamanet.node.gguf import check_model_file
+from llamanet.node.llama_embedder import LlamaEmbedder, embedding_size
 from llamanet.node.llama_grammar import LlamaGrammar
 from llamanet.node.llama_sampler import LlamaSampler, LlamaVocab, logprobs_of
 from llamanet.wire.inference import Sampling, TokenChance, TokenLogprobs
@@ -77,6 +78,9 @@ class LlamaBackend:
         self._window: int = lib.llama_model_n_swa(self._model)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         self.chat_template = _text(lib.llama_model_chat_template(self._model, None))
+        self.n_embd = embedding_size(self._model)
+        self._n_threads = config.n_threads or physical_cores()
+        self._embedder: LlamaEmbedder | None = None
         self._drawn_from = LlamaVocab(self._vocab, n_ctx=self.n_ctx)
         bos = lib.llama_vocab_bos(self._vocab)
         self._bos = bos if lib.llama_vocab_get_add_bos(self._vocab) else None
@@ -153,8 +157,18 @@ class LlamaBackend:
         chances = [TokenChance(token=id, piece=self.piece(id), logprob=logprob) for id, logprob in others]
         return TokenLogprobs(token=token, piece=self.piece(token), logprob=drawn[1], top=tuple(chances))
 
+    def embed(self, texts: Sequence[Sequence[int]]) -> list[bytes]:
+        """As `Backend.embed`. The first call makes a second context, for one context either generates or embeds."""
+        if self._embedder is None:
+            self._embedder = LlamaEmbedder(
+                self._model, n_batch=self.n_batch, slots=self.slots, n_threads=self._n_threads
+            )
+        return self._embedder.embed(texts)
+
     def close(self) -> None:
         """As `Backend.close`."""
+        if self._embedder is not None:
+            self._embedder.close()
         for sampler in self._samplers.values():
             sampler.close()
         self._samplers.clear()

@@ -219,6 +219,7 @@ class Host:
                     n_ctx=engine.n_ctx,
                     slots=engine.slots,
                     version=__version__,
+                    capabilities=engine.capabilities,
                 ),
             )
             for engine in self.endpoint.engines.values()

@@ -13,6 +13,7 @@ Rules:
 
 import math
 import re
+import struct
 import threading
 import zlib
 from collections import defaultdict, deque
@@ -67,6 +68,16 @@ def scripted_logprobs(token: int, top: int) -> TokenLogprobs:
     return TokenLogprobs(token=token, piece=chances[0].piece, logprob=chances[0].logprob, top=tuple(chances[:top]))
 
 
+def scripted_vector(text: str) -> tuple[float, ...]:
+    """The embedding of `text`, four numbers of length 1 that no other text has."""
+    return struct.unpack("<4f", _vector(_tokenize(text)))
+
+
+def _vector(tokens: Run[int]) -> bytes:
+    numbers = [float(position_seed(_key(tokens), place) + 1) for place in range(4)]
+    return struct.pack("<4f", *(number / math.hypot(*numbers) for number in numbers))
+
+
 def _tokenize(text: str) -> list[int]:
     words = re.findall(r"\S+", text)
     return [_FIRST_PROMPT_ID + zlib.crc32(word.encode()) % (_VOCABULARY - _FIRST_PROMPT_ID) for word in words]
@@ -99,6 +110,7 @@ class ScriptedBackend:
     n_batch: int = 512
     slots: int = 4
     n_vocab: int = _VOCABULARY
+    n_embd: int = 4
     chat_template: str | None = (
         "{% for message in messages %}<{{ message.role }}> {{ message.content }} {% endfor %}<assistant>"
     )
@@ -198,6 +210,11 @@ class ScriptedBackend:
             raise BackendError(f"slot {slot} remembers something else than the prompt and {position} tokens")
         return _scripted(key, position, seed, ends_at)
 
+    def embed(self, texts: Run[Run[int]]) -> list[bytes]:
+        """As `scripted_vector`, at the time of a step."""
+        self._spend(self.step_time + self.token_time * sum(map(len, texts)))
+        return [_vector(tokens) for tokens in texts]
+
     def logprobs(self, slot: int, token: int, top: int) -> TokenLogprobs:
         """As `scripted_logprobs`."""
         return scripted_logprobs(token, top)
@@ -256,6 +273,8 @@ class TrioWorker:
             commands = list(self._inbox)
             self._inbox.clear()
             core.execute(commands)
+            if self._script and self._script.spent:
+                await self._sleep()
             step = core.plan()
             deliver(core.take_events())
             if step.parts:

@@ -3,8 +3,8 @@
 One connection carries many requests; every message but `Failed` about the connection itself names its request by `id`,
 which the client chooses. The same maps travel as msgpack (`llamanet.v1.msgpack`) or as JSON (`llamanet.v1.json`).
 
-    client -> node:  Generate, Cancel, Status
-    node -> client:  Accepted, then Tokens..., then Finished; or Failed at any point; StatusReply
+    client -> node:  Generate, Embed, Cancel, Status
+    node -> client:  Accepted, then Tokens..., then Finished; or Failed at any point; Embeddings; StatusReply
 
 A generation is a function of the token ids so far: text is made from them alone, and with a seed the draw at each
 position depends on (seed, position) alone. So `Generate.resume` (the ids that were already delivered by another node)
@@ -57,6 +57,11 @@ MAX_ALTERNATIVES = 20
 """Beside each token, at most so many of those that it was drawn from."""
 MAX_GRAMMAR_CHARS = 65_536
 MAX_PIECE_BYTES = 1_024
+MAX_TEXTS = 32
+"""Embedded by one request: so many vectors of 8,192 numbers fit into a message."""
+MAX_VECTOR_BYTES = 4 * 16_384
+CAPABILITY_EMBEDDINGS = "embeddings"
+"""In `ServiceFacts.capabilities` of a node that answers `Embed`."""
 
 _request_id = integer(0, 2**53 - 1)
 _token_ids = list_of_integers(0, MAX_TOKEN_ID, MAX_TOKENS)
@@ -156,6 +161,16 @@ class Generate:
 
 
 @attrs.frozen(kw_only=True)
+class Embed:
+    """Turn each of `texts` into a vector; answered by `Embeddings`. `model` and `digest` as in `Generate`."""
+
+    id: int = wire_field(_request_id)
+    texts: tuple[str, ...] = wire_field(list_of(text(MAX_PROMPT_CHARS), MAX_TEXTS), list)
+    model: str | None = wire_field(optional(text(MAX_MODEL_NAME)), default=None)
+    digest: bytes | None = wire_field(optional(hex_bytes(32)), encoded_optional(bytes.hex), default=None)
+
+
+@attrs.frozen(kw_only=True)
 class Cancel:
     """Stop request `id` within one engine step. Answered by nothing; a `Finished` may already be on its way."""
 
@@ -217,6 +232,21 @@ class Tokens:
 
 
 @attrs.frozen(kw_only=True)
+class Embeddings:
+    """The vectors of an `Embed`, one a text, in its order, each of length 1.
+
+    A vector travels as its numbers in 32-bit floating point, little-endian, one after the other.
+    """
+
+    id: int = wire_field(_request_id)
+    node_id: str = wire_field(text(64))
+    vectors: tuple[bytes, ...] = wire_field(
+        list_of(up_to_hex_bytes(MAX_VECTOR_BYTES), MAX_TEXTS), encoded_list(bytes.hex)
+    )
+    prompt_tokens: int = wire_field(integer(0, 2**53))
+
+
+@attrs.frozen(kw_only=True)
 class Finished:
     """The end: `reason` is "stop" (the model's end, or a stop string) or "length"."""
 
@@ -267,13 +297,14 @@ class StatusReply:
     models: tuple[ModelStatus, ...] = wire_field(list_of(map_of(ModelStatus), 256), encoded_list(to_map))
 
 
-ClientMessage: TypeAlias = Generate | Cancel | Status
-NodeMessage: TypeAlias = Accepted | Tokens | Finished | Failed | StatusReply
+ClientMessage: TypeAlias = Generate | Embed | Cancel | Status
+NodeMessage: TypeAlias = Accepted | Tokens | Embeddings | Finished | Failed | StatusReply
 
-CLIENT_MESSAGES: dict[str, type[Any]] = {"generate": Generate, "cancel": Cancel, "status": Status}
+CLIENT_MESSAGES: dict[str, type[Any]] = {"generate": Generate, "embed": Embed, "cancel": Cancel, "status": Status}
 NODE_MESSAGES: dict[str, type[Any]] = {
     "accepted": Accepted,
     "tokens": Tokens,
+    "embeddings": Embeddings,
     "finished": Finished,
     "failed": Failed,
     "status": StatusReply,
@@ -294,6 +325,8 @@ def decode_client_message_untrusted(data: bytes | str) -> ClientMessage:
     message: ClientMessage = _decode_untrusted(data, CLIENT_MESSAGES)
     if isinstance(message, Generate) and (message.prompt is None) == (not message.messages):
         raise BadMessage("give exactly one of the two", "prompt or messages")
+    if isinstance(message, Embed) and not message.texts:
+        raise BadMessage("there is no text", "texts", limit=f"1 to {MAX_TEXTS} texts")
     return message
 
 

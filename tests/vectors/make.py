@@ -235,11 +235,15 @@ def _inference() -> Any:
         ),
         inference.Generate(id=5, prompt="Yes or no?", sampling=inference.Sampling(grammar='root ::= "yes" | "no"')),
         inference.Generate(id=6, prompt="JSON:", sampling=inference.Sampling(json_schema='{"type": "object"}')),
+        inference.Embed(id=7, model=MODEL, texts=("Grüße", "🦙"), digest=bytes(range(32))),
         inference.Cancel(id=1),
         inference.Status(id=3),
         inference.Accepted(id=1, node_id="bootstrap-node", prompt_tokens=12, cached_tokens=8),
         inference.Tokens(id=1, text=" é", token_ids=(5, 70_000)),
         inference.Tokens(id=4, text="", token_ids=(5,), logprobs=(logprobs,)),
+        inference.Embeddings(
+            id=7, node_id="bootstrap-node", vectors=(bytes.fromhex("cdcccc3ecdcc4c3f"),) * 2, prompt_tokens=9
+        ),
         inference.Finished(
             id=1, reason="length", usage=usage, timings=inference.Timings(queue_s=0.5, prefill_s=0.125, decode_s=2.25)
         ),

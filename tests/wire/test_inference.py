@@ -31,12 +31,14 @@ MODEL = {
 CHANCE = {"token": 1, "piece": "20", "logprob": -0.5}
 CLIENT = {
     "generate": {"id": 1, "prompt": "Hi"},
+    "embed": {"id": 1, "texts": ["Hi"]},
     "cancel": {"id": 1},
     "status": {"id": 1},
 }
 NODE = {
     "accepted": {"id": 1, "node_id": "n", "prompt_tokens": 1},
     "tokens": {"id": 1, "text": "a", "token_ids": [1]},
+    "embeddings": {"id": 1, "node_id": "n", "vectors": ["0000803f"], "prompt_tokens": 1},
     "finished": {"id": 1, "reason": "stop", "usage": USAGE},
     "failed": {"code": "busy", "message": "full"},
     "status": {"id": 1, "node_id": "n", "version": "1", "draining": False, "models": [MODEL]},
@@ -79,6 +81,21 @@ BOUNDS = [
     ],
     (CLIENT, "generate", "sampling.tempreture", [], [1]),
     (CLIENT, "generate", "extra", [], [1]),
+    (CLIENT, "embed", "id", *ID),
+    (CLIENT, "embed", "texts", [["x" * 1000] * 32, [""]], [[], ["x"] * 33, ["x" * 2_000_001], "x", None, [1]]),
+    (CLIENT, "embed", "model", [None, "é" * 96], ["x" * 97, 1]),
+    (CLIENT, "embed", "digest", *DIGEST),
+    (CLIENT, "embed", "sampling", [], [{}]),
+    (NODE, "embeddings", "id", *ID),
+    (NODE, "embeddings", "node_id", ["x" * 64], ["x" * 65]),
+    (
+        NODE,
+        "embeddings",
+        "vectors",
+        [[], ["aF" * 65_536] * 2, ["00"] * 32],
+        [["00"] * 33, ["aF" * 65_537], ["0"], None],
+    ),
+    (NODE, "embeddings", "prompt_tokens", *COUNT),
     (CLIENT, "cancel", "id", *ID),
     (CLIENT, "status", "id", *ID),
     (NODE, "accepted", "id", *ID),
@@ -202,7 +219,7 @@ def test_what_is_no_message(plain):
 
 
 def test_each_side_refuses_the_others_messages():
-    with pytest.raises(BadMessage, match="generate, cancel, status"):
+    with pytest.raises(BadMessage, match="generate, embed, cancel, status"):
         decode_client_message_untrusted(encode_message(inference.Tokens(id=1, text="", token_ids=())))
     with pytest.raises(BadMessage, match="accepted"):
         decode_node_message_untrusted(encode_message(inference.Cancel(id=1)))

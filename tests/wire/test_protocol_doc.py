@@ -196,6 +196,7 @@ SAMPLING = {
 }  # fmt: skip
 DEFAULTS = {
     "generate": {"model": None, "prompt": None, "messages": [], "resume": [], "digest": None, "sampling": {}},
+    "embed": {"model": None, "digest": None},
     "accepted": {"cached_tokens": 0},
     "tokens": {"logprobs": []},
     "finished": {"timings": {}},
@@ -208,7 +209,7 @@ def test_messages(case):
     message = json.loads(case["json"])
     assert msgpack.unpackb(bytes.fromhex(case["msgpack"])) == message
     kind = message.pop("type")
-    if case["from"] == "node" or kind == "generate":
+    if case["from"] == "node" or kind in ("generate", "embed"):
         message = DEFAULTS.get(kind, {}) | message
     if kind == "generate":
         message["sampling"] = SAMPLING | message["sampling"]

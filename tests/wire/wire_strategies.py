@@ -131,12 +131,12 @@ samplings = st.builds(
     stop=st.lists(valid_text(1, 256), max_size=16).map(tuple),
     min_tokens=st.integers(0, 1_000_000),
     ignore_eos=st.booleans(),
-    logit_bias=st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 100)), max_size=4).map(tuple),
+    logit_bias=st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 100)), max_size=2).map(tuple),
     dry_multiplier=st.floats(0, 100),
     dry_base=st.floats(1, 100),
     dry_allowed_length=st.integers(0, 65_536),
     dry_penalty_last_n=st.none() | st.integers(0, 65_536),
-    dry_sequence_breakers=st.lists(valid_text(1, 64), max_size=16).map(tuple),
+    dry_sequence_breakers=st.lists(valid_text(1, 64), max_size=2).map(tuple),
     logprobs=st.none() | st.integers(0, 20),
     grammar=st.none() | valid_text(1, 1000),
     json_schema=st.none() | valid_text(1, 1000),
@@ -145,7 +145,7 @@ chances = {"token": st.integers(0, 2**31 - 1), "piece": st.binary(max_size=32), 
 token_logprobs = st.builds(
     inference.TokenLogprobs,
     **chances,
-    top=st.lists(st.builds(inference.TokenChance, **chances), max_size=20).map(tuple),
+    top=st.lists(st.builds(inference.TokenChance, **chances), max_size=2).map(tuple),
 )
 chats = st.lists(
     st.builds(inference.ChatMessage, role=valid_text(1, 64), content=valid_text(0, 1000)), min_size=1, max_size=4
@@ -160,6 +160,13 @@ _generate = {
 client_messages = st.one_of(
     st.builds(inference.Generate, prompt=valid_text(0, 1000), **_generate),
     st.builds(inference.Generate, messages=chats, **_generate),
+    st.builds(
+        inference.Embed,
+        id=request_ids,
+        texts=st.lists(valid_text(0, 100), min_size=1, max_size=3).map(tuple),
+        model=st.none() | model_names,
+        digest=st.none() | binary(32),
+    ),
     st.builds(inference.Cancel, id=request_ids),
     st.builds(inference.Status, id=request_ids),
 )
@@ -177,7 +184,14 @@ node_messages = st.one_of(
         id=request_ids,
         text=valid_text(0, 100),
         token_ids=token_ids,
-        logprobs=st.lists(token_logprobs, max_size=3).map(tuple),
+        logprobs=st.lists(token_logprobs, max_size=2).map(tuple),
+    ),
+    st.builds(
+        inference.Embeddings,
+        id=request_ids,
+        node_id=valid_text(0, 64),
+        vectors=st.lists(st.binary(max_size=64), max_size=3).map(tuple),
+        prompt_tokens=counts,
     ),
     st.builds(
         inference.Finished,

@@ -1,0 +1,154 @@
+"""Embeddings from the swarm: a list of texts in, a vector for each out, whatever becomes of the nodes.
+
+Rules:
+- Texts go out in batches of `MAX_TEXTS`, one after the other; a batch that a node fails is asked of the next one.
+- All vectors come from one model file: the digest is that of the first node that answered.
+- A node that is silent is asked by UDP; dead, it is left. There is no deadline here but the caller's.
+"""
+
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+import trio
+
+from llamanet.client.choice import Choice
+from llamanet.client.connection import ConnectionPool, Exchange, Peer
+from llamanet.client.generation import BUSY_PAUSE_S, PING_S, PINGS, SILENCE_S, Hop, MakeChoice
+from llamanet.client.selection import Candidate, Wishes, tokens_in
+from llamanet.dht.service import Dht
+from llamanet.errors import BadMessage, NodeFailed, RequestRefused, RpcTimeout
+from llamanet.wire.codec import from_map_untrusted
+from llamanet.wire.identity import PublicKey
+from llamanet.wire.inference import MAX_MESSAGE_BYTES, MAX_TEXTS, Embed, Embeddings, Failed, encode_message
+from llamanet.wire.rpc import Contact
+
+
+@attrs.frozen(kw_only=True)
+class EmbeddingReply:
+    """The vectors of a list of texts, in its order; each has length 1."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    model: str
+    prompt_tokens: int
+    node_id: str
+    """The label of the node that answered last."""
+    hops: tuple[Hop, ...]
+
+
+def make_batches(texts: Iterable[str], model: str | None) -> list[Embed]:
+    """Requests as nodes accept them. Raises `RequestRefused` for what they would refuse."""
+    if isinstance(texts, str):
+        raise RequestRefused("texts is one text; give a list", "texts")
+    every = list(texts)
+    if not every:
+        raise RequestRefused("texts is empty", "texts", "at least one text")
+    batches = []
+    for start in range(0, len(every), MAX_TEXTS):
+        plain: dict[str, Any] = {"id": 0, "model": model, "texts": every[start : start + MAX_TEXTS]}
+        try:
+            batch = from_map_untrusted(Embed, plain)
+        except BadMessage as error:
+            raise RequestRefused(str(error), error.field, error.limit) from error
+        size = len(encode_message(batch))
+        if size > MAX_MESSAGE_BYTES:
+            raise RequestRefused(f"{MAX_TEXTS} texts of {size} bytes", "texts", f"{MAX_MESSAGE_BYTES} bytes")
+        batches.append(batch)
+    return batches
+
+
+class Embedder:
+    """One call of `SwarmClient.embed`."""
+
+    def __init__(self, dht: Dht, pool: ConnectionPool, make_choice: MakeChoice, wishes: Wishes) -> None:
+        self._dht = dht
+        self._pool = pool
+        self._make_choice = make_choice
+        self._wishes = wishes
+        self._hops: tuple[Hop, ...] = ()
+
+    async def run(self, batches: list[Embed]) -> EmbeddingReply:
+        """Raises `RequestRefused`, `NoNodeServes` or `SwarmBusy`."""
+        vectors: list[tuple[float, ...]] = []
+        prompt_tokens = 0
+        for batch in batches:
+            candidate, answer = await self._batch(batch)
+            vectors += [struct.unpack(f"<{len(vector) // 4}f", vector) for vector in answer.vectors]
+            prompt_tokens += answer.prompt_tokens
+            facts = candidate.service.facts
+            self._wishes = attrs.evolve(self._wishes, model=candidate.service.model, digest=facts.digest)
+        return EmbeddingReply(
+            vectors=tuple(vectors),
+            model=candidate.service.model,
+            prompt_tokens=prompt_tokens,
+            node_id=facts.label,
+            hops=self._hops,
+        )
+
+    async def _batch(self, batch: Embed) -> tuple[Candidate, Embeddings]:
+        failures: dict[PublicKey, int] = {}
+        choice = self._choose(batch, failures)
+        while True:
+            candidate = await choice.next()
+            if candidate is None:
+                raise await choice.nobody()
+            label = candidate.service.facts.label
+            try:
+                answer = await self._ask(candidate, batch)
+            except NodeFailed as error:
+                key = candidate.service.public_key
+                failures[key] = failures.get(key, 0) + 1
+                choice.reasons[label] = error.reason
+                self._hops = (*self._hops, Hop(label, error.reason))
+                continue
+            if isinstance(answer, Embeddings):
+                return candidate, answer
+            choice.busy[label] = answer.retry_after or BUSY_PAUSE_S
+            self._hops = (*self._hops, Hop(label, "busy"))
+
+    def _choose(self, batch: Embed, failures: Mapping[PublicKey, int]) -> Choice:
+        return self._make_choice(self._wishes, tokens_in(sum(map(len, batch.texts))), failures)
+
+    async def _ask(self, candidate: Candidate, batch: Embed) -> Embeddings | Failed:
+        """The vectors, or that the node is busy. Raises `NodeFailed`, and `RequestRefused`."""
+        service, facts = candidate.service, candidate.service.facts
+        peer = Peer(
+            public_key=service.public_key,
+            label=facts.label,
+            host=candidate.address.host,
+            port=facts.port,
+            tls=facts.tls,
+        )
+        exchange = self._pool.submit(peer, attrs.evolve(batch, model=service.model, digest=facts.digest))
+        try:
+            answer = await self._receive(exchange, candidate)
+        finally:
+            exchange.cancel()
+        if isinstance(answer, Failed):
+            if answer.code in ("bad_request", "too_long"):
+                raise RequestRefused(answer.message, answer.field, answer.limit)
+            if answer.code != "busy":
+                raise NodeFailed(facts.label, answer.message)
+            return answer
+        sizes = {len(vector) for vector in answer.vectors}
+        if len(answer.vectors) != len(batch.texts) or len(sizes) != 1 or sizes.pop() % 4:
+            raise NodeFailed(facts.label, "its vectors do not belong to the texts")
+        return answer
+
+    async def _receive(self, exchange: Exchange, candidate: Candidate) -> Embeddings | Failed:
+        contact = Contact(candidate.service.public_key, candidate.address)
+        while True:
+            with trio.move_on_after(SILENCE_S):
+                answer = await exchange.receive()
+                if isinstance(answer, Embeddings | Failed):
+                    return answer
+            for _ in range(PINGS):
+                try:
+                    await self._dht.ping(contact, model=candidate.service.model, timeout=PING_S)
+                    break
+                except RpcTimeout:
+                    continue
+            else:
+                if not exchange.ready:
+                    raise NodeFailed(candidate.service.facts.label, "it fell silent")
