@@ -128,18 +128,32 @@ class NodeProcess:
         return status
 
     def close(self) -> None:
-        """End the process if it runs: ask it to drain, wake it if it is stopped, and kill it if that takes too long."""
+        """End the process if it runs, whatever state it is in, and wait for its end."""
+        close_all([self])
+
+    def _drain(self) -> None:
+        # Once only: a second signal would stop a node at once.
         if self.process.poll() is None:
             self.send_signal(signal.SIGTERM)
             self.send_signal(signal.SIGCONT)
-            try:
-                self.process.wait(CLOSE_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+
+    def _end(self) -> None:
+        try:
+            self.process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
         self.process.wait()
         self._reader.join()
         if self.process.stderr:
             self.process.stderr.close()
+
+
+def close_all(nodes: Sequence[NodeProcess]) -> None:
+    """Close nodes together: they are told to drain, woken if they were stopped, and killed if it takes too long."""
+    for node in nodes:
+        node._drain()
+    for node in nodes:
+        node._end()
 
 
 def start_node(number: int, data_dir: Path, bootstrap: Sequence[str], *arguments: str) -> NodeProcess:
@@ -148,14 +162,6 @@ def start_node(number: int, data_dir: Path, bootstrap: Sequence[str], *arguments
         *("--host", "127.0.0.1", "--port", "0", "--dht-port", "0", "--node-id", f"node-{number}"),
         *("--data-dir", str(data_dir / str(number)), "--bootstrap-nodes", ",".join(bootstrap), *arguments),
     )
-
-
-def close_all(nodes: Sequence[NodeProcess]) -> None:
-    """Close nodes together, so that one that takes its time to drain does not keep the others waiting."""
-    for node in nodes:
-        node.send_signal(signal.SIGTERM)
-    for node in nodes:
-        node.close()
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ SCHEMA = json.dumps(
 )
 STORY = "Once upon a time"
 
-pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="no model; `make test` gets it")
+pytestmark = pytest.mark.usefixtures("model")
 
 
 @pytest.fixture(scope="module")
