@@ -16,7 +16,7 @@ import trio
 
 from llamanet._version import __version__
 from llamanet.dht.config import DhtConfig
-from llamanet.dht.distance import number_of
+from llamanet.dht.distance import number_of, subnet_of
 from llamanet.dht.guard import Drops, Guard, WriteTokens
 from llamanet.dht.handlers import Handlers, LiveState
 from llamanet.dht.lookup import Lookup
@@ -27,7 +27,7 @@ from llamanet.dht.storage import RecordStore
 from llamanet.dht.transport import Transport
 from llamanet.errors import BadMessage
 from llamanet.wire.envelope import HEADER_BYTES, MAC_BYTES, MAX_DATAGRAM_BYTES, Envelope
-from llamanet.wire.identity import Identity, PublicKey
+from llamanet.wire.identity import Identity
 from llamanet.wire.rpc import (
     REQUESTS,
     Address,
@@ -49,7 +49,7 @@ CHECK_BYTES = 96
 MAX_CHECKS = 64
 """Such PINGs under way."""
 MAX_VOTERS = 64
-"""Peers whose word on our own address is remembered, the latest ones."""
+"""Hosts whose word on our own address is remembered, the latest ones."""
 
 
 class Overlay:
@@ -90,7 +90,7 @@ class Overlay:
             live_state=live_state,
         )
         self._guard = Guard(trio.current_time())
-        self._votes: dict[PublicKey, str] = {}
+        self._votes: dict[str, str] = {}
         self._checking: set[Contact] = set()
         self._own_addresses: set[Address] = set()
         self._changed = trio.Event()
@@ -145,8 +145,12 @@ class Overlay:
         self._note_change()
 
     def observed_hosts(self) -> tuple[str, ...]:
-        """Our addresses as peers see them, the one that most peers tell first."""
-        return tuple(host for host, _ in Counter(self._votes.values()).most_common())
+        """Our addresses as peers see them, the one that most peers tell first.
+
+        One subnet has one vote, its latest: keys and addresses in it cost its owner nothing.
+        """
+        by_subnet = {subnet_of(voter) or voter.encode(): host for voter, host in self._votes.items()}
+        return tuple(host for host, _ in Counter(by_subnet.values()).most_common())
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -286,8 +290,9 @@ class Overlay:
                 self._lost.set()
                 self._lost = trio.Event()
             return
-        self._votes.pop(outcome.contact.public_key, None)
-        self._votes[outcome.contact.public_key] = outcome.reply.observed.host
+        voter = outcome.contact.address.host
+        self._votes.pop(voter, None)
+        self._votes[voter] = outcome.reply.observed.host
         if len(self._votes) > MAX_VOTERS:
             del self._votes[next(iter(self._votes))]
         admission = self.table.answered(outcome.contact, now)

@@ -14,6 +14,8 @@ from llamanet.dht.storage import RecordStore
 
 EXPLORE_S = 1.0
 """Between two lookups of our neighbourhood at least."""
+CROWDED_S = 10.0
+"""The same with more contacts than one bucket holds: newcomers then find us by their own lookups."""
 AGAIN_S = 5.0
 """From a lookup that a new neighbour caused to the next one; doubled each time that it brought none."""
 RETRY_S = 1.0
@@ -27,18 +29,19 @@ async def explore(overlay: Overlay, rng: Random) -> None:
     """Look up our own neighbourhood: on joining, soon after each new neighbour, ever more rarely while none comes."""
     longest = overlay.config.refresh_interval
     pause = longest
-    looked_up_at = -math.inf
+    looked_up_at, spacing = -math.inf, EXPLORE_S
     while True:
         with trio.move_on_after(pause * rng.uniform(0.75, 1.25)):
             await overlay.explore.wait()
         if overlay.explore.is_set():
             overlay.explore = trio.Event()
             pause = AGAIN_S
+            spacing = EXPLORE_S if len(overlay.table) <= overlay.config.k else CROWDED_S
         else:
             pause = min(2 * pause, longest)
         if overlay.client_mode:
             pause = longest
-        await trio.sleep_until(looked_up_at + EXPLORE_S)
+        await trio.sleep_until(looked_up_at + spacing)
         if overlay.has_contacts:
             looked_up_at = trio.current_time()
             await overlay.find_nodes(overlay.identity.node_id, overlay.config.k)

@@ -2,14 +2,15 @@
 
 import pytest
 import trio
-from swarms import Attacker, Swarm, closest_nodes, identity, key
+from swarms import Attacker, Swarm, closest_nodes, contact, identity, key
 
 from llamanet.dht.guard import HOST_BURST, HOST_RATE, SEND_BURST, SEND_RATE
+from llamanet.dht.requests import Outcome
 from llamanet.dht.routing import PER_SUBNET_IN_TABLE
 from llamanet.testing.network import MemoryNetwork
 from llamanet.wire.envelope import Network
 from llamanet.wire.record import encode_record, sign_record
-from llamanet.wire.rpc import Address, Contact, FindNode, FindValue, Store, Values, decode_rpc_untrusted
+from llamanet.wire.rpc import Address, Contact, FindNode, FindValue, Pong, Store, Values, decode_rpc_untrusted
 
 FLOOD_S = 10
 HONEST_RATE = 20
@@ -116,3 +117,18 @@ async def test_one_subnet_full_of_nodes_has_few_places_in_a_table(autojump_clock
     sybils = [peer for peer in first.contacts() if peer.address.host.startswith("8.8.8.")]
     assert 0 < len(sybils) <= PER_SUBNET_IN_TABLE
     assert identity(1).node_id in {peer.node_id for peer in first.contacts()}
+
+
+async def test_one_subnet_has_one_vote_on_our_address(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    node = await swarm.start(0, address=Address("8.8.4.1", 1))
+
+    def vote(host, observed, number):
+        pong = Pong(transaction=bytes(8), observed=Address(observed, 1))
+        node._overlay._note(Outcome(contact(number, host=host), pong, 0.01))
+
+    vote("9.9.1.1", "8.8.4.1", 1)
+    vote("9.9.2.1", "8.8.4.1", 2)
+    for number in range(50):
+        vote(f"7.7.7.{number + 1}", "6.6.6.6", 10 + number)
+    assert node.observed_hosts() == ("8.8.4.1", "6.6.6.6")
