@@ -2,7 +2,7 @@
 
 Rules:
 - Alone, prompts go in full batches. While anyone streams, a step is meant to stay under `target_s`.
-- The number follows the steps that were measured: down at once, up by at most a quarter a step. What a stream costs,
+- The number follows the steps that were measured: down at once, up to twice as many in a step. What a stream costs,
   and that later prompt tokens cost more than early ones, is in the measurement and needs no model.
 - At least `LEAST` tokens go through, however slow the machine, so that no prompt starves.
 """
@@ -12,7 +12,7 @@ import attrs
 LEAST = 16
 START = 32
 """Before anything was measured."""
-GROWTH = 1.25
+GROWTH = 2.0
 
 
 @attrs.define
