@@ -170,6 +170,12 @@ class Swarm:
         n_parallel: int = 4,
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
+        main_gpu: int = 0,
+        split_mode: str = "layer",
+        flash_attn: str = "auto",
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
+        chat_template: str | Path | None = None,
     ) -> None:
         """Serve `model`, a GGUF file, from this process too; returns once it can be found and asked.
 
@@ -177,11 +183,25 @@ class Swarm:
         as the flags of `llamanet node`. Raises `ModelFileError` or another `UserError`.
         """
         # Whoever only asks needs neither llama.cpp nor a certificate.
-        from llamanet.node.service import Host, LlamaSettings, Model, default_data_dir, open_model
+        from llamanet.node.config import NodeConfig
+        from llamanet.node.service import Host, Model, default_data_dir, llama_settings, open_model
 
         if not isinstance(model, Model):
-            settings = LlamaSettings(
-                n_ctx=n_ctx, n_batch=n_batch, n_parallel=n_parallel, n_threads=n_threads, n_gpu_layers=n_gpu_layers
+            settings = llama_settings(
+                NodeConfig(
+                    model_path=(Path(model),),
+                    n_ctx=n_ctx,
+                    n_batch=n_batch,
+                    n_parallel=n_parallel,
+                    n_threads=n_threads,
+                    n_gpu_layers=n_gpu_layers,
+                    main_gpu=main_gpu,
+                    split_mode=split_mode,
+                    flash_attn=flash_attn,
+                    cache_type_k=cache_type_k,
+                    cache_type_v=cache_type_v,
+                    chat_template=None if chat_template is None else Path(chat_template),
+                )
             )
             model = await open_model(Path(model), settings, self._data_dir or default_data_dir())
         with ungrouped():

@@ -1,6 +1,6 @@
 """`llamanet node`: serve models to the swarm until SIGINT or SIGTERM, which drain the node."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ import click
 
 from llamanet.cli.logs import set_up_logging
 from llamanet.cli.options import bootstrap_nodes, log_settings, setting, swarm_key_file
-from llamanet.node.config import NodeConfig
+from llamanet.node.config import CACHE_TYPES, FLASH_ATTENTION, SPLIT_MODES, NodeConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 defaults = {field.name: field.default for field in attrs.fields(NodeConfig)}
@@ -24,6 +24,11 @@ class ModelFile(click.Path):
 def number(name: str, kind: type, help: str, *, default: str | None = None) -> Callable[[F], F]:
     """A setting that is a number. `default` says in words what no number means."""
     return setting(name, type=kind, default=defaults[name], show_default=default or True, help=help)
+
+
+def choice(name: str, allowed: Sequence[str], help: str) -> Callable[[F], F]:
+    """A setting that is one of a few words."""
+    return setting(name, type=click.Choice(allowed), default=defaults[name], show_default=True, help=help)
 
 
 @click.command("node")
@@ -43,6 +48,18 @@ def number(name: str, kind: type, help: str, *, default: str | None = None) -> C
 @number("n_ctx", int, "Context, in tokens, for each slot.")
 @number("n_batch", int, "Tokens computed in one step; a small value such as 8 makes prompts crawl.")
 @number("n_gpu_layers", int, "Layers on the GPU; 0: CPU only, -1: all.")
+@number("main_gpu", int, "The GPU that computes what is not split.")
+@choice("split_mode", SPLIT_MODES, "How a model is spread over several GPUs.")
+@choice("flash_attn", FLASH_ATTENTION, "Flash attention; auto: where llama.cpp can.")
+@choice("cache_type_k", CACHE_TYPES, "How the memory's keys are kept.")
+@choice("cache_type_v", CACHE_TYPES, "How the memory's values are kept.")
+@setting(
+    "chat_template",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    show_default="the model's own",
+    help="A Jinja chat template for the models, instead of their own.",
+)
 @number("n_parallel", int, "Slots: requests that run at the same time, for each model.")
 @number("n_threads", int, "Threads that compute.", default="physical cores")
 @setting("announce", metavar="HOST", show_default="as peers observe it", help="The host that others reach the node by.")

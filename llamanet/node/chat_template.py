@@ -7,14 +7,17 @@ that template authors test against: transformers' `apply_chat_template`.
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llamanet.errors import RequestRefused
+from llamanet.errors import RequestRefused, UserError
 from llamanet.wire.inference import ChatMessage
+
+MAX_TEMPLATE_BYTES = 1024 * 1024
 
 
 class ChatTemplate:
@@ -31,7 +34,11 @@ class ChatTemplate:
         Raises `RequestRefused` if there is no template, or the template refuses these messages.
         """
         if self._source is None:
-            raise RequestRefused("this model has no chat template; send a prompt instead of messages", field="messages")
+            raise RequestRefused(
+                "this model has no chat template; send a prompt instead of messages, or have its node take one "
+                "(--chat-template)",
+                field="messages",
+            )
         try:
             if self._template is None:
                 self._template = _environment().from_string(self._source)
@@ -43,6 +50,27 @@ class ChatTemplate:
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             # What a template does to unexpected messages is its author's choice: any of these can come out.
             raise RequestRefused(f"the model's chat template refuses: {error}", field="messages") from error
+
+
+def load_chat_template(path: Path) -> str:
+    """The Jinja source in a file. Raises `UserError` in one line if it cannot be one."""
+    try:
+        with path.open("rb") as file:
+            source = file.read(MAX_TEMPLATE_BYTES + 1)
+        if len(source) > MAX_TEMPLATE_BYTES:
+            raise UserError(f"the chat template {path} has more than {MAX_TEMPLATE_BYTES} bytes")
+        text = source.decode()
+        _environment().from_string(text)
+    except OSError as error:
+        raise UserError(f"cannot read the chat template {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the chat template {path} is not UTF-8 text") from error
+    except (jinja2.TemplateError, RecursionError) as error:
+        place = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise UserError(f"the chat template {path} is not valid Jinja: {place}{error}") from error
+    if not text.strip():
+        raise UserError(f"the chat template {path} is empty")
+    return text
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -18,7 +18,11 @@ from llamanet.wire.facts import MAX_LABEL
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
-MAX_ANNOUNCED_HOST = 100
+FLASH_ATTENTION = ("auto", "on", "off")
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+"""What llama.cpp can keep keys and values as; fewer bits hold more tokens in the same memory, less exactly."""
+SPLIT_MODES = ("none", "layer", "row")
+MAX_ANNOUNCED_HOST = 88
 """A record must hold it beside everything else (`wire.facts.MAX_VALUE_BYTES`)."""
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 
@@ -113,6 +117,18 @@ class NodeConfig:
     """Tokens computed in one step."""
     n_gpu_layers: int = attrs.field(default=0, validator=_whole(-1, 10_000))
     """0: CPU only; -1: all."""
+    main_gpu: int = attrs.field(default=0, validator=_whole(0, 255))
+    """The accelerator that computes what is not split."""
+    split_mode: str = attrs.field(default="layer", validator=_one_of(*SPLIT_MODES))
+    """How a model is spread over several accelerators."""
+    flash_attn: str = attrs.field(default="auto", validator=_one_of(*FLASH_ATTENTION))
+    """Flash attention; auto: where llama.cpp can."""
+    cache_type_k: str = attrs.field(default="f16", validator=_one_of(*CACHE_TYPES))
+    """How the memory's keys are kept."""
+    cache_type_v: str = attrs.field(default="f16", validator=_one_of(*CACHE_TYPES))
+    """How the memory's values are kept."""
+    chat_template: Path | None = None
+    """A Jinja file that stands in for the models' own chat templates."""
     n_parallel: int = attrs.field(default=4, validator=_whole(1, 256))
     """Slots: requests that run at the same time, for each model."""
     n_threads: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole(1, 1024)))
@@ -127,3 +143,9 @@ class NodeConfig:
     """Serve plain `ws://`."""
     swarm_key_file: Path | None = None
     """Holds a private swarm's key: 32 bytes in hexadecimal."""
+
+    def __attrs_post_init__(self) -> None:
+        """Raises `UserError` for values that do not agree."""
+        if self.flash_attn == "off" and self.cache_type_v not in ("f32", "f16", "bf16"):
+            names = setting_name("cache_type_v"), setting_name("flash_attn")
+            raise UserError(f"{names[0]} {self.cache_type_v} needs flash attention, and {names[1]} is off")

@@ -44,6 +44,7 @@ class LlamaConfig:
 
     `n_ctx` is in tokens a slot, `n_batch` in tokens a step; `n_parallel` is the number of slots. `n_threads` None takes
     one a physical core. `n_gpu_layers` 0 computes on the CPU alone, -1 puts all layers on the accelerator.
+    `chat_template` is Jinja source; None takes the model's own.
     """
 
     model_path: Path
@@ -52,6 +53,35 @@ class LlamaConfig:
     n_parallel: int = 4
     n_threads: int | None = None
     n_gpu_layers: int = 0
+    main_gpu: int = 0
+    split_mode: str = "layer"
+    flash_attn: str = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    chat_template: str | None = None
+
+
+_SPLIT_MODES = {
+    "none": lib.LLAMA_SPLIT_MODE_NONE,
+    "layer": lib.LLAMA_SPLIT_MODE_LAYER,
+    "row": lib.LLAMA_SPLIT_MODE_ROW,
+}
+_FLASH_ATTENTION = {
+    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+_CACHE_TYPES = {
+    "f32": lib.GGML_TYPE_F32,
+    "f16": lib.GGML_TYPE_F16,
+    "bf16": 30,  # GGML_TYPE_BF16 of ggml.h, which llama-cpp-python leaves out
+    "q8_0": lib.GGML_TYPE_Q8_0,
+    "q5_1": lib.GGML_TYPE_Q5_1,
+    "q5_0": lib.GGML_TYPE_Q5_0,
+    "q4_1": lib.GGML_TYPE_Q4_1,
+    "q4_0": lib.GGML_TYPE_Q4_0,
+    "iq4_nl": lib.GGML_TYPE_IQ4_NL,
+}
 
 
 class LlamaBackend:
@@ -77,7 +107,7 @@ class LlamaBackend:
         self._memory = lib.llama_get_memory(self._context)
         self._window: int = lib.llama_model_n_swa(self._model)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
-        self.chat_template = _text(lib.llama_model_chat_template(self._model, None))
+        self.chat_template = config.chat_template or _text(lib.llama_model_chat_template(self._model, None))
         self.n_embd = embedding_size(self._model)
         self._n_threads = config.n_threads or physical_cores()
         self._embedder: LlamaEmbedder | None = None
@@ -229,6 +259,8 @@ class _Batch:
 def _load_model(config: LlamaConfig) -> ctypes.c_void_p:
     params = lib.llama_model_default_params()
     params.n_gpu_layers = config.n_gpu_layers
+    params.main_gpu = config.main_gpu
+    params.split_mode = _SPLIT_MODES[config.split_mode]
     # GCC drops the stores that set up AMX's tiles in ggml (llama.cpp pull request 26954), and the first batch then ends
     # the process. Without the extra buffer types ggml never enters that code.
     params.use_extra_bufts = b"AMX_INT8 = 1" not in lib.llama_print_system_info()
@@ -250,13 +282,15 @@ def _make_context(model: ctypes.c_void_p, config: LlamaConfig, n_ctx: int, n_bat
     params.n_batch = params.n_ubatch = n_batch
     params.n_threads = params.n_threads_batch = n_threads
     params.kv_unified = False
+    params.flash_attn_type = _FLASH_ATTENTION[config.flash_attn]
+    params.type_k, params.type_v = _CACHE_TYPES[config.cache_type_k], _CACHE_TYPES[config.cache_type_v]
     params.offload_kqv = params.op_offload = config.n_gpu_layers != 0
     _errors.clear()
     context: ctypes.c_void_p | None = lib.llama_init_from_model(model, params)
     if context is None:
         raise ModelFileError(
             f"{config.model_path}: no memory for {config.n_parallel} x {n_ctx} tokens ({_last_error()}); "
-            "lower --n-ctx or --n-parallel"
+            "lower --n-ctx or --n-parallel, or take other --cache-type-k and --cache-type-v"
         )
     return context
 

@@ -22,6 +22,7 @@ from llamanet.dht.service import Dht, serve_dht
 from llamanet.errors import UserError, ungrouped
 from llamanet.node.announcer import Announcement, Announcer
 from llamanet.node.backend import Backend
+from llamanet.node.chat_template import load_chat_template
 from llamanet.node.config import NodeConfig, setting_name
 from llamanet.node.endpoint import Endpoint
 from llamanet.node.engine import Engine, EngineConfig, serve_engine
@@ -59,6 +60,30 @@ class LlamaSettings:
     n_parallel: int = 4
     n_threads: int | None = None
     n_gpu_layers: int = 0
+    main_gpu: int = 0
+    split_mode: str = "layer"
+    flash_attn: str = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    chat_template: str | None = None
+    """Jinja source."""
+
+
+def llama_settings(config: NodeConfig) -> LlamaSettings:
+    """The part of a node's settings that concerns llama.cpp. Raises `UserError` for a chat template that is none."""
+    return LlamaSettings(
+        n_ctx=config.n_ctx,
+        n_batch=config.n_batch,
+        n_parallel=config.n_parallel,
+        n_threads=config.n_threads,
+        n_gpu_layers=config.n_gpu_layers,
+        main_gpu=config.main_gpu,
+        split_mode=config.split_mode,
+        flash_attn=config.flash_attn,
+        cache_type_k=config.cache_type_k,
+        cache_type_v=config.cache_type_v,
+        chat_template=load_chat_template(config.chat_template) if config.chat_template else None,
+    )
 
 
 def default_data_dir() -> Path:
@@ -255,13 +280,7 @@ async def _serve_node(config: NodeConfig, task_status: trio.TaskStatus[Node]) ->
     fixed = config.dht_port != 0
     identity = load_or_create_identity(data_dir / f"node-{config.dht_port}.key") if fixed else Identity.generate()
     host = Host(identity, label=config.node_id, tls=not config.no_tls)
-    settings = LlamaSettings(
-        n_ctx=config.n_ctx,
-        n_batch=config.n_batch,
-        n_parallel=config.n_parallel,
-        n_threads=config.n_threads,
-        n_gpu_layers=config.n_gpu_layers,
-    )
+    settings = llama_settings(config)
     bind_to = await resolve_host(config.host)
     dht_config = DhtConfig(
         hosts=(bind_to,),

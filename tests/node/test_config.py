@@ -23,6 +23,12 @@ def test_the_defaults_are_those_of_the_documentation():
         "n_ctx": 2048,
         "n_batch": 512,
         "n_gpu_layers": 0,
+        "main_gpu": 0,
+        "split_mode": "layer",
+        "flash_attn": "auto",
+        "cache_type_k": "f16",
+        "cache_type_v": "f16",
+        "chat_template": None,
         "n_parallel": 4,
         "n_threads": None,
         "announce": None,
@@ -57,6 +63,11 @@ def test_the_defaults_are_those_of_the_documentation():
         ("n_ctx", 31, "--n-ctx (N_CTX) must be"),
         ("n_batch", 0, "--n-batch (N_BATCH) must be"),
         ("n_gpu_layers", -2, "--n-gpu-layers (N_GPU_LAYERS) must be"),
+        ("main_gpu", -1, "--main-gpu (MAIN_GPU) must be a whole number from 0 to 255, not -1"),
+        ("split_mode", "col", "--split-mode (SPLIT_MODE) must be one of none, layer, row, not 'col'"),
+        ("flash_attn", True, "--flash-attn (FLASH_ATTN) must be one of auto, on, off, not True"),
+        ("cache_type_k", "q2_k", "--cache-type-k (CACHE_TYPE_K) must be one of f32, f16, bf16, q8_0, q5_1,"),
+        ("cache_type_v", "", "--cache-type-v (CACHE_TYPE_V) must be one of f32,"),
         ("n_parallel", 0, "--n-parallel (N_PARALLEL) must be"),
         ("n_threads", 0, "--n-threads (N_THREADS) must be"),
         ("announce", "not a host", "--announce (ANNOUNCE) must be"),
@@ -70,6 +81,14 @@ def test_what_cannot_be_right_is_refused_in_one_line(setting, value, complaint):
         NodeConfig(**{"model_path": MODEL, setting: value})
     assert str(caught.value).startswith(complaint)
     assert "\n" not in str(caught.value)
+
+
+def test_quantised_values_need_flash_attention():
+    with pytest.raises(UserError, match="needs flash attention, and --flash-attn") as caught:
+        NodeConfig(model_path=MODEL, cache_type_v="q8_0", flash_attn="off")
+    assert str(caught.value).startswith("--cache-type-v (CACHE_TYPE_V) q8_0")
+    NodeConfig(model_path=MODEL, cache_type_k="q8_0", flash_attn="off")
+    NodeConfig(model_path=MODEL, cache_type_v="q8_0", flash_attn="on")
 
 
 def test_the_longest_host_and_label_fit_a_record():
@@ -86,6 +105,7 @@ def test_the_longest_host_and_label_fit_a_record():
         n_ctx=2**40,
         slots=65_535,
         version="1" * 32,
+        capabilities=("embeddings",),
     )
     assert len(encode_facts(facts)) <= MAX_VALUE_BYTES
 
