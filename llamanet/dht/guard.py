@@ -101,8 +101,10 @@ class Guard:
 
     def expect(self, host: str) -> None:
         """We ask something there: what answers it is not held against `host`."""
-        if host in self._hosts:
-            self._hosts[host].give()
+        allowance = self._hosts.get(host)
+        if allowance is None:
+            return
+        allowance.give()
         subnet = subnet_of(host)
         if subnet in self._subnets:
             self._subnets[subnet].give()

@@ -95,6 +95,13 @@ class _PeerKeys:
     opening: bytes
 
 
+@functools.lru_cache(maxsize=PEER_KEYS)
+def _exchange_key_of(peer: PublicKey) -> bytes:
+    """The X25519 key of an Ed25519 key; nodes that share a process (an embedded swarm, a test) share the work."""
+    exchange: bytes = nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(peer)
+    return exchange
+
+
 class Envelope:
     """Seals and opens one node's datagrams."""
 
@@ -107,8 +114,7 @@ class Envelope:
 
     def _compute_keys(self, peer: PublicKey) -> _PeerKeys:
         try:
-            exchange = nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(peer)
-            shared = nacl.bindings.crypto_box_beforenm(exchange, self._secret)
+            shared = nacl.bindings.crypto_box_beforenm(_exchange_key_of(peer), self._secret)
         except (nacl.exceptions.CryptoError, ValueError) as error:
             raise BadMessage("not a usable public key") from error
         return _PeerKeys(
