@@ -120,15 +120,15 @@ def _shares(prompts: list[tuple[int, Sequence]], budget: int) -> Iterator[tuple[
     if not prompts:
         return
     oldest_slot, oldest = prompts[0]
-    others = sorted(prompts[1:], key=lambda prompt: prompt[1].pending)
-    reserved = min(oldest.pending, (budget + 1) // 2)
+    others = sorted(prompts[1:], key=lambda prompt: prompt[1].computable)
+    reserved = min(oldest.computable, (budget + 1) // 2)
     left = budget - reserved
     for slot, sequence in others:
-        size = min(left, sequence.pending)
+        size = min(left, sequence.computable)
         left -= size
         if size:
             yield slot, sequence, size
-    if size := min(reserved + left, oldest.pending):
+    if size := min(reserved + left, oldest.computable):
         yield oldest_slot, oldest, size
 
 

@@ -15,6 +15,10 @@ from llamanet.node.detokenize import TextStream
 from llamanet.wire.inference import Generate, Timings, Usage
 
 
+RESUME_CHUNK = 32
+"""Tokens of a resumed answer computed in one step: exact below 64, and half of that is hardly slower."""
+
+
 @attrs.define(kw_only=True, eq=False)
 class Sequence:
     """A request on its way through the engine. Times are in seconds on the engine's clock."""
@@ -47,6 +51,18 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that must be computed before the next can be drawn."""
         return len(self.tokens) - self.computed
+
+    @property
+    def computable(self) -> int:
+        """How many of the pending tokens the next step may hold.
+
+        A resumed sequence is computed in the pieces of an undisturbed one: its prompt by itself, and then the tokens
+        that were generated, in short chunks. llama.cpp's attention rounds otherwise from 64 tokens on, and a draw that
+        is not greedy would soon take another turn than on the first node.
+        """
+        if self.computed < self.prompt_tokens:
+            return self.prompt_tokens - self.computed
+        return min(self.pending, RESUME_CHUNK)
 
     @property
     def generated(self) -> int:

@@ -45,7 +45,7 @@ def test_port_in_use(run, model, tmp_path, kind, flag, variable, says):
 
 def test_an_address_that_is_not_ours(run, model, tmp_path):
     result = run("node", "--model-path", model, "--data-dir", tmp_path, "--host", "192.0.2.1", "--log-level", "error")
-    refused(result, 2, "192.0.2.1", "--port (PORT)")
+    refused(result, 2, "192.0.2.1", "--host (HOST)")
 
 
 def test_a_swarm_key_file_that_is_none(run, model, tmp_path):

@@ -208,6 +208,23 @@ async def test_a_resumed_stream_goes_on_exactly(engine: Engine, sampling: dict[s
         assert sequel.last.usage.completion_tokens == 24
 
 
+async def test_a_long_prompt_resumes_exactly(nursery: trio.Nursery) -> None:
+    # llama.cpp's attention rounds otherwise in chunks of 64 tokens and more: prompt and resumed ids must not share one.
+    prompt = "The quick brown fox jumps over the lazy dog near the old stone bridge. " * 5
+    whole = await ask(await _engine(nursery), prompt, max_tokens=24, temperature=1.0, seed=8)
+    for cut in (1, 9, 17):
+        # Each on an engine of its own, for what an earlier one remembers was computed in other pieces.
+        engine = await _engine(nursery)
+        sequel = await ask(engine, prompt, max_tokens=24, temperature=1.0, seed=8, resume=whole.tokens[:cut])
+        assert sequel.tokens == whole.tokens[cut:], cut
+
+
+async def _engine(nursery: trio.Nursery) -> Engine:
+    config = attrs.evolve(CONFIG, n_batch=512, n_parallel=1)
+    engine: Engine = await nursery.start(serve_engine, "model", bytes(32), lambda: LlamaBackend(config), EngineConfig())
+    return engine
+
+
 async def test_seeds_decide_at_every_temperature(engine: Engine) -> None:
     first = await ask(engine, "Once upon a time", temperature=1.5, seed=1)
     again = await ask(engine, "Once upon a time", temperature=1.5, seed=1)

@@ -16,7 +16,7 @@ MODEL = Path(__file__).resolve().parents[2] / "models" / "SmolLM2-135M-Instruct.
 CONFIG = LlamaConfig(model_path=MODEL, n_ctx=512, n_batch=64, n_parallel=3, n_threads=1)
 TEXTS = ("A cat sat on the mat.", "The kitten lies on the rug.", "Interest rates rose by half a percent.", "Ähm ☕")
 
-pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="no model; `make test` gets it")
+pytestmark = pytest.mark.usefixtures("model")
 
 
 @pytest.fixture(scope="module")

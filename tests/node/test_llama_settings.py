@@ -17,7 +17,7 @@ from llamanet.wire.inference import Sampling
 MODEL = Path(__file__).resolve().parents[2] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONFIG = LlamaConfig(model_path=MODEL, n_ctx=128, n_batch=32, n_parallel=1, n_threads=1)
 
-needs_model = pytest.mark.skipif(not MODEL.exists(), reason="no model; `make test` gets it")
+needs_model = pytest.mark.usefixtures("model")
 
 
 def first_tokens(config: LlamaConfig, count: int = 3) -> list[int]:
