@@ -161,7 +161,7 @@ class BlockingStream:
 
     @property
     def finish_reason(self) -> str | None:
-        """`stop` or `length`; None before the end."""
+        """`stop`, `length`, or `context` (the node's was full); None before the end."""
         return self._stream.finish_reason
 
     @property

@@ -79,7 +79,7 @@ class Reply:
     node_id: str
     """The label of the node that finished it."""
     finish_reason: str
-    """`stop` or `length`."""
+    """`stop`, `length`, or `context` (the node's was full)."""
     usage: Usage
     ttft: float | None
     """Seconds until the first token, finding a node included; None if there is no token."""
@@ -125,7 +125,7 @@ class Stream:
         """The model's name; None, if any will do, before the first node is asked."""
         self.hops: tuple[Hop, ...] = ()
         self.finish_reason: str | None = None
-        """`stop` or `length`; None before the end."""
+        """`stop`, `length`, or `context` (the node's was full); None before the end."""
         self.usage: Usage | None = None
         self.ttft: float | None = None
         """Seconds from the beginning to the first token, finding a node included."""

@@ -186,6 +186,7 @@ class EngineCore:
                 self._draw(chunk.slot, sequence, drawn_at)
         seconds = self.clock() - start
         self.rates.step(drawing=step.drawing, tokens=step.tokens, seconds=seconds)
+        self.rates.memory_tokens = self._scheduler.memory_tokens
         self._pace.step(prompt_tokens=step.prompt_tokens, seconds=seconds)
 
     def _submit(self, sequence: Sequence) -> None:
@@ -212,6 +213,9 @@ class EngineCore:
             self.backend.forget(slot, 0)
             sequence.computed = 0
         sequence.cached = min(sequence.computed, sequence.prompt_tokens)
+        self.rates.admitted(
+            queue_s=now - sequence.arrived, prompt_tokens=sequence.prompt_tokens, cached_tokens=sequence.cached
+        )
         self.backend.begin(
             slot,
             sequence.request.sampling,
@@ -236,6 +240,7 @@ class EngineCore:
             return
         if sequence.drew_first is None:
             sequence.drew_first = now
+        self.rates.drew(None if sequence.drew_last is None else now - sequence.drew_last)
         sequence.drew_last = now
         text = sequence.append(token, self.backend)
         top = sequence.request.sampling.logprobs

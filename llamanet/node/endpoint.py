@@ -49,7 +49,10 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 256
-"""Further ones are closed at once. With `MAX_MESSAGE_BYTES` it bounds what half-sent messages can take."""
+"""A further one takes the place of the one that is idle for longest, and is closed at once if none is idle. With
+`MAX_MESSAGE_BYTES` it bounds what half-sent messages can take."""
+MAX_HANDSHAKES = 128
+"""Connections that are not open yet. A further one takes the place of the oldest, so silence keeps nobody out."""
 MAX_REQUESTS = 256
 """In flight on one connection."""
 HANDSHAKE_S = 10.0
@@ -87,7 +90,8 @@ class Endpoint:
         self.draining = False
         """While True, new requests are refused and running ones go on."""
         self._tls = tls
-        self._connections = 0
+        self._handshakes: dict[trio.CancelScope, None] = {}
+        self._connections: dict[_Connection, None] = {}
         self._requests = 0
         self._idle = trio.Event()
         self._idle.set()
@@ -104,10 +108,6 @@ class Endpoint:
 
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """Serve one connection over `stream`, and close it."""
-        if self._connections >= MAX_CONNECTIONS:
-            await trio.aclose_forcefully(stream)
-            return
-        self._connections += 1
         try:
             await self._serve_stream(stream)
         except _NETWORK_ERRORS as error:
@@ -118,23 +118,45 @@ class Endpoint:
                 raise rest from None
             log.debug("connection lost: %r", group)
         finally:
-            self._connections -= 1
             await trio.aclose_forcefully(stream)
 
     async def _serve_stream(self, stream: trio.abc.Stream) -> None:
         with trio.CancelScope(deadline=trio.current_time() + HANDSHAKE_S) as handshake:
-            if self._tls is not None:
-                stream = await self._open_tls(stream, self._tls)
-            async with trio.open_nursery() as nursery:
-                request = await wrap_server_stream(
-                    nursery, stream, max_message_size=MAX_MESSAGE_BYTES, receive_buffer_size=RECEIVE_BYTES
-                )
-                websocket = await _accept(request)
-                if websocket is not None:
-                    handshake.deadline = float("inf")
-                    await _Connection(self, websocket, nursery).serve()
-                # Without this the library's reader would go on until the peer closes its side.
-                nursery.cancel_scope.cancel()
+            if len(self._handshakes) >= MAX_HANDSHAKES:
+                next(iter(self._handshakes)).cancel()
+            self._handshakes[handshake] = None
+            try:
+                if self._tls is not None:
+                    stream = await self._open_tls(stream, self._tls)
+                async with trio.open_nursery() as nursery:
+                    request = await wrap_server_stream(
+                        nursery, stream, max_message_size=MAX_MESSAGE_BYTES, receive_buffer_size=RECEIVE_BYTES
+                    )
+                    websocket = await _accept(request)
+                    if websocket is not None and self._has_room():
+                        handshake.deadline = float("inf")
+                        del self._handshakes[handshake]
+                        await self._serve_connection(_Connection(self, websocket, nursery))
+                    # Without this the library's reader would go on until the peer closes its side.
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._handshakes.pop(handshake, None)
+
+    async def _serve_connection(self, connection: "_Connection") -> None:
+        self._connections[connection] = None
+        try:
+            await connection.serve()
+        finally:
+            del self._connections[connection]
+
+    def _has_room(self) -> bool:
+        """Whether one more connection may be served; an idle one may have to go for it."""
+        if len(self._connections) >= MAX_CONNECTIONS:
+            idle = [connection for connection in self._connections if connection.idle]
+            if not idle:
+                return False
+            min(idle, key=lambda connection: connection.heard_at).drop()
+        return True
 
     async def _open_tls(self, transport: trio.abc.Stream, tls: ssl.SSLContext) -> trio.abc.Stream:
         stream = trio.SSLStream(transport, tls, server_side=True, https_compatible=True)
@@ -166,7 +188,7 @@ class Endpoint:
         """The node's state, all models included."""
         models = []
         for engine in self.engines.values():
-            state = engine.state()
+            state, rates = engine.state(), engine.rates
             models.append(
                 ModelStatus(
                     name=engine.name,
@@ -177,6 +199,14 @@ class Endpoint:
                     waiting=state.waiting,
                     tokens_per_second=state.tokens_per_second,
                     ttft_s=state.ttft_s,
+                    prefill_tokens_per_second=state.prefill_tokens_per_second,
+                    queue_s=rates.queue_s,
+                    gap_s=rates.gap_s,
+                    batch_tokens=rates.batch,
+                    prompt_tokens=rates.prompt_tokens,
+                    cached_tokens=rates.cached_tokens,
+                    completion_tokens=rates.completion_tokens,
+                    memory_tokens=rates.memory_tokens,
                 )
             )
         return StatusReply(
@@ -235,6 +265,7 @@ class _Connection:
             while True:
                 with trio.move_on_after(IDLE_S) as silence:
                     data = await self._websocket.get_message()
+                    self.heard_at = trio.current_time()
                 if not silence.cancelled_caught:
                     self._take(data)
                 elif not self._answers:

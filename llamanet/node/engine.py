@@ -19,6 +19,7 @@ from llamanet.node.chat_template import ChatTemplate
 from llamanet.node.core import Admitted, Cancel, Embedded, EngineCore, Event, Paused, Produced, Submit, Unpause
 from llamanet.node.embedding import Embedding
 from llamanet.node.prepare import prepare
+from llamanet.node.rates import Rates
 from llamanet.node.sequence import Sequence
 from llamanet.node.worker import ThreadWorker, Worker
 from llamanet.wire.inference import (
@@ -166,6 +167,11 @@ class Engine:
             return await embedding.run(texts, node_id=self._config.node_id, able=backend.n_embd > 0)
         finally:
             del self._embeddings[serial]
+
+    @property
+    def rates(self) -> Rates:
+        """What was measured and counted so far."""
+        return self._core.rates
 
     def state(self) -> ModelState:
         """How busy and how fast the engine is now."""

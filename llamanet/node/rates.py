@@ -19,11 +19,37 @@ class Rates:
     """Prompt tokens a second."""
     service_s: float = 0.0
     """Seconds that a request holds its slot."""
+    queue_s: float = 0.0
+    """Seconds that a request waits for its slot."""
+    gap_s: float = 0.0
+    """Seconds between two tokens of a stream."""
+    batch: float = 0.0
+    """Tokens a step."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    """All three counted since the start: of prompts, those of them found in memory, and drawn."""
+    memory_tokens: int = 0
+    """Remembered now."""
+
+    def admitted(self, *, queue_s: float, prompt_tokens: int, cached_tokens: int) -> None:
+        """Count a request that got its slot."""
+        # A first wait of 0 is a measurement here.
+        self.queue_s += _WEIGHT * (queue_s - self.queue_s)
+        self.prompt_tokens += prompt_tokens
+        self.cached_tokens += cached_tokens
+
+    def drew(self, gap_s: float | None) -> None:
+        """Count a token, drawn `gap_s` seconds after the one before it; None for the first of a stream."""
+        self.completion_tokens += 1
+        if gap_s is not None:
+            self.gap_s = _average(self.gap_s, gap_s)
 
     def step(self, *, drawing: int, tokens: int, seconds: float) -> None:
         """Count a step that computed `tokens` tokens, of which `drawing` were followed by a draw."""
         if seconds <= 0:
             return
+        self.batch = _average(self.batch, tokens)
         if tokens == drawing:
             self.decode = _average(self.decode, 1 / seconds)
         elif tokens >= 2 * drawing:

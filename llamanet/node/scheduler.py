@@ -67,6 +67,12 @@ class Scheduler:
             place -= 1
         self.waiting.insert(place, sequence)
 
+    @property
+    def memory_tokens(self) -> int:
+        """Tokens that live and idle slots remember."""
+        live = sum(sequence.computed for sequence in self.running.values())
+        return live + sum(map(len, self._cache.idle.values()))
+
     def cached(self, tokens: list[int]) -> int:
         """How many of a prompt's tokens would not have to be computed, if it were admitted now."""
         return self._cache.longest(tokens, self._live())

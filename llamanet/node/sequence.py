@@ -3,8 +3,8 @@
 Rules:
 - `tokens` is the prompt, then what was generated (elsewhere, for a resumed stream, then here). `computed` of them are
   in the slot's memory. All that is computed before the end belongs to `tokens`, so the memory is a prefix of it.
-- A generation ends at the model's end token or a stop string ("stop"), or at `max_tokens` or a full context
-  ("length"); the token that ends it belongs to it. Held text is given out with the last token, so that text is a
+- A generation ends at the model's end token or a stop string ("stop"), at `max_tokens` ("length"), or where the context
+  is full ("context"); the token that ends it belongs to it. Held text is given out with the last token, so that text is a
   function of ids alone.
 """
 
@@ -28,7 +28,7 @@ class Sequence:
     tokens: list[int]
     prompt_tokens: int
     limit: int
-    """The length of `tokens` at which the generation ends with "length"."""
+    """The length of `tokens` at which the generation ends with "length" or "context"."""
     seed: int
     text: TextStream
     arrived: float
@@ -84,7 +84,7 @@ class Sequence:
         if self.text.stopped:
             self.reason = "stop"
         elif len(self.tokens) >= self.limit:
-            self.reason = "length"
+            self.reason = "length" if self.generated == self.request.sampling.max_tokens else "context"
             text += self.text.flush()
         return text
 

@@ -248,10 +248,13 @@ class Embeddings:
 
 @attrs.frozen(kw_only=True)
 class Finished:
-    """The end: `reason` is "stop" (the model's end, or a stop string) or "length"."""
+    """The end: `reason` is "stop" (the model's end, or a stop string), "length" (`max_tokens`) or "context".
+
+    "context" says that this node's context is full: a node with a larger one could go on.
+    """
 
     id: int = wire_field(_request_id)
-    reason: str = wire_field(one_of("stop", "length"))
+    reason: str = wire_field(one_of("stop", "length", "context"))
     usage: Usage = wire_field(map_of(Usage), to_map)
     timings: Timings = wire_field(map_of(Timings), to_map, factory=Timings)
 
@@ -274,7 +277,11 @@ class Failed:
 
 @attrs.frozen(kw_only=True)
 class ModelStatus:
-    """One model of a node, as `Status` tells it."""
+    """One model of a node, as `Status` tells it.
+
+    Rates and times are recent averages, in tokens a second and seconds; the last four count tokens, three of them since
+    the model was loaded.
+    """
 
     name: str = wire_field(text(MAX_MODEL_NAME))
     digest: bytes = wire_field(hex_bytes(32), bytes.hex)
@@ -284,6 +291,19 @@ class ModelStatus:
     waiting: int = wire_field(integer(0, 2**31))
     tokens_per_second: float = wire_field(number(0, 1e9))
     ttft_s: float = wire_field(number(0, 1e9))
+    prefill_tokens_per_second: float = wire_field(number(0, 1e9), default=0.0)
+    queue_s: float = wire_field(number(0, 1e9), default=0.0)
+    """From a request's arrival until it has a slot."""
+    gap_s: float = wire_field(number(0, 1e9), default=0.0)
+    """Between two tokens of a stream."""
+    batch_tokens: float = wire_field(number(0, 1e9), default=0.0)
+    """Computed in one step."""
+    prompt_tokens: int = wire_field(integer(0, 2**53), default=0)
+    cached_tokens: int = wire_field(integer(0, 2**53), default=0)
+    """Those of `prompt_tokens` that were not computed anew."""
+    completion_tokens: int = wire_field(integer(0, 2**53), default=0)
+    memory_tokens: int = wire_field(integer(0, 2**53), default=0)
+    """Remembered now, in live and idle slots; at most `slots` times `n_ctx`."""
 
 
 @attrs.frozen(kw_only=True)

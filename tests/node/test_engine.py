@@ -155,7 +155,29 @@ async def test_a_full_context_ends_the_answer(autojump_clock: MockClock, serve: 
     engine, _ = await serve(n_ctx=10)
     reply = await ask(engine, max_tokens=None)
     assert isinstance(reply.last, Finished)
-    assert (reply.last.reason, reply.last.usage.completion_tokens) == ("length", 7)
+    assert (reply.last.reason, reply.last.usage.completion_tokens) == ("context", 7)
+    assert (await ask(engine, max_tokens=7)).last.reason == "length"  # type: ignore[union-attr]
+    assert (await ask(engine, max_tokens=8)).last.reason == "context"  # type: ignore[union-attr]
+
+
+async def test_a_context_full_elsewhere_is_gone_on_from(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(n_ctx=12)
+    reply = await ask(engine, resume=tuple(scripted_tokens("one two three", 7)), max_tokens=None)
+    assert reply.tokens == scripted_tokens("one two three", 9)[7:]
+    assert reply.last.reason == "context"  # type: ignore[union-attr]
+
+
+async def test_what_an_engine_did_is_counted(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(slots=1, token_time=0.001)
+    async with trio.open_nursery() as users:
+        for _ in range(2):
+            users.start_soon(ask, engine)
+    rates = engine.rates
+    assert (rates.prompt_tokens, rates.cached_tokens, rates.completion_tokens) == (6, 2, 40)
+    assert rates.memory_tokens == 3 + 19
+    assert rates.gap_s == pytest.approx(0.01)
+    assert 0 < rates.queue_s < 0.22
+    assert 1 <= rates.batch < 3
 
 
 @pytest.mark.parametrize("cut", range(21))

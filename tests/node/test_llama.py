@@ -255,7 +255,7 @@ async def test_a_cancelled_prompt_frees_its_slot(engine: Engine) -> None:
 async def test_an_answer_fills_the_context_and_no_more(engine: Engine) -> None:
     reply = await ask(engine, "word " * 505, max_tokens=None)
     assert isinstance(reply.last, Finished)
-    assert reply.last.reason in ("length", "stop")
+    assert reply.last.reason in ("context", "stop")
     assert reply.last.usage.prompt_tokens + reply.last.usage.completion_tokens <= 512
     refused = await ask(engine, "word " * 600)
     assert isinstance(refused.last, Failed)

@@ -200,6 +200,14 @@ def _inference() -> Any:
         waiting=1,
         tokens_per_second=31.5,
         ttft_s=0.25,
+        prefill_tokens_per_second=410.0,
+        queue_s=0.125,
+        gap_s=0.03125,
+        batch_tokens=12.5,
+        prompt_tokens=9000,
+        cached_tokens=7000,
+        completion_tokens=800,
+        memory_tokens=1234,
     )
     chance = inference.TokenChance(token=5, piece=b" \xc3", logprob=-0.25)
     logprobs = inference.TokenLogprobs(

@@ -110,7 +110,7 @@ BOUNDS = [
     (NODE, "tokens", "logprobs.0.piece", ["", "aF" * 1_024], ["a", "gg", "aF" * 1_025, "a a ", None]),
     (NODE, "tokens", "logprobs.0.logprob", [0, -1e6], [0.1, -1.1e6, None]),
     (NODE, "finished", "id", *ID),
-    (NODE, "finished", "reason", ["stop", "length"], ["cancelled", "", None]),
+    (NODE, "finished", "reason", ["stop", "length", "context"], ["cancelled", "", None]),
     *[(NODE, "finished", f"usage.{name}", *COUNT) for name in ("prompt_tokens", "completion_tokens", "cached_tokens")],
     *[(NODE, "finished", f"timings.{name}", *NUMBER) for name in ("queue_s", "prefill_s", "decode_s")],
     (NODE, "failed", "code", ["", "x" * 32], ["x" * 33, None]),
@@ -128,7 +128,9 @@ BOUNDS = [
     (NODE, "status", "models.0.digest", *DIGEST),
     (NODE, "status", "models.0.n_ctx", *COUNT),
     *[(NODE, "status", f"models.0.{n}", [0, 2**31], [-1, 2**31 + 1]) for n in ("slots", "running", "waiting")],
-    *[(NODE, "status", f"models.0.{n}", *NUMBER) for n in ("tokens_per_second", "ttft_s")],
+    *[(NODE, "status", f"models.0.{n}", *NUMBER) for n in ("tokens_per_second", "ttft_s", "queue_s", "gap_s")],
+    *[(NODE, "status", f"models.0.{n}", *NUMBER) for n in ("prefill_tokens_per_second", "batch_tokens")],
+    *[(NODE, "status", f"models.0.{n}_tokens", *COUNT) for n in ("prompt", "cached", "completion", "memory")],
 ]
 
 
