@@ -3,13 +3,14 @@
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from llamanet.cli import Stopped
 from llamanet.cli.logs import set_up_logging
 from llamanet.cli.options import bootstrap_nodes, log_settings, swarm_key_file
+from llamanet.errors import UserError
 
 if TYPE_CHECKING:
     from llamanet.client.generation import Stream
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 @click.option("--max-tokens", type=int, show_default="until the model ends", help="Stop after so many tokens.")
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0: always the likeliest token.")
 @click.option("--seed", type=int, show_default="a new one", help="The same seed draws the same answer.")
+@click.option("--top-p", type=float, show_default="0.95", help="Draw from the likeliest tokens with so much chance.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; give it again for more.")
+@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@click.option(
+    "--json-schema", type=click.File(encoding="utf-8"), metavar="FILE", help="Answer in JSON that follows this schema."
+)
+@click.option(
+    "--grammar", type=click.File(encoding="utf-8"), metavar="FILE", help="Answer with what this GBNF grammar allows."
+)
 @click.option("--no-chat", is_flag=True, help="Complete PROMPT as it is, without the model's chat template.")
 @swarm_key_file
 @log_settings("error")
@@ -32,6 +42,11 @@ def command(
     max_tokens: int | None,
     temperature: float,
     seed: int | None,
+    top_p: float | None,
+    stop: tuple[str, ...],
+    as_json: bool,
+    json_schema: TextIO | None,
+    grammar: TextIO | None,
     no_chat: bool,
     swarm_key_file: Path | None,
     log_level: str,
@@ -55,6 +70,11 @@ def command(
                 max_tokens=max_tokens,
                 temperature=temperature,
                 seed=seed,
+                top_p=top_p,
+                stop=stop,
+                response_format={"type": "json_object"} if as_json else None,
+                json_schema=read(json_schema),
+                grammar=read(grammar),
             ) as stream,
         ):
             async for chunk in stream:
@@ -63,6 +83,16 @@ def command(
         click.echo(closing_line(stream), err=True)
 
     run_until_signalled(ask)
+
+
+def read(file: TextIO | None) -> str | None:
+    """The text of a file that was given. Raises `UserError` if it is none."""
+    if file is None:
+        return None
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file.name} is not UTF-8 text") from error
 
 
 def write(text: str) -> None:

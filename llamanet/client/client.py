@@ -45,6 +45,8 @@ def make_request(
         raise RequestRefused("give exactly one of the two: a prompt, or messages=", "prompt or messages")
     options: dict[str, Plain] = {name: value for name, value in sampling.items() if value is not None}
     if (form := options.pop("response_format", None)) is not None:
+        if options.keys() & {"grammar", "json_schema"}:
+            raise RequestRefused("give response_format, or a grammar, or a JSON schema, not two", "response_format")
         options.update(_grammar_options(form))
     stop = options.get("stop", [])
     options["stop"] = [stop] if isinstance(stop, str) else list(stop)

@@ -55,6 +55,7 @@ def test_a_schema_may_be_given_as_it_is():
         ({"response_format": {"type": "yaml"}}, "response_format", "json_object"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
         ({"response_format": {"type": "grammar", "grammar": 1}}, "response_format", "grammar"),
+        ({"response_format": {"type": "json_object"}, "grammar": GBNF}, "response_format", None),
         ({"json_schema": {"a": b""}}, "sampling.json_schema", None),
         ({"logit_bias": {"a": 1}}, "sampling.logit_bias[0]", "a whole number from 0 to 2147483647"),
         ({"logit_bias": {1: 101}}, "sampling.logit_bias[0]", "a number from -100 to 100"),

@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from llamanet.client import Client
+
 COUNTING = ("--no-chat", "--temperature", "0", "--max-tokens", "8")
 
 
@@ -29,6 +31,37 @@ def test_ask_chats_unless_told_otherwise(run, bootstrap, model):
     options = ("--model", model.stem, "--max-tokens", "16", "--temperature", "0", "--seed", "7")
     result = run("ask", "Count from 1 to 50.", *options, *bootstrap)
     assert result.stdout.startswith("1. 1\n2. 2\n3. 3\n")
+
+
+def test_ask_binds_the_form_of_the_answer(run, bootstrap, tmp_path):
+    grammar = tmp_path / "answer.gbnf"
+    grammar.write_text('root ::= "yes" | "no"')
+    assert run("ask", "Is water wet?", "--grammar", str(grammar), *bootstrap).stdout in ("yes\n", "no\n")
+
+    schema = tmp_path / "answer.json"
+    schema.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    result = run("ask", "A number.", "--json-schema", str(schema), "--temperature", "0", *bootstrap)
+    assert isinstance(json.loads(result.stdout)["n"], int)
+
+    assert run("ask", "Count: 1, 2, 3,", *COUNTING, "--stop", " 5", *bootstrap).stdout == " 4,\n"
+    grammar.write_text("root ::= (")
+    refused = run("ask", "Hi", "--grammar", str(grammar), *bootstrap)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert (
+        refused.stderr
+        == "error: llama.cpp cannot use this grammar: it has a mistake, no rule root, or left recursion\n"
+    )
+    grammar.write_bytes(b"\xff")
+    assert run("ask", "Hi", "--grammar", str(grammar), *bootstrap).stderr.endswith("is not UTF-8 text\n")
+
+
+def test_embeddings_and_log_probabilities_from_a_script(bootstrap):
+    with Client(bootstrap[1]) as client:
+        reply = client.embed(["A cat sat on the mat.", "A kitten sat on the rug.", "Rates rose."] * 12)
+        assert len(reply.vectors) == 36
+        assert all(sum(number * number for number in vector) == pytest.approx(1, abs=1e-4) for vector in reply.vectors)
+        told = client.generate("Count: 1, 2, 3,", temperature=0, max_tokens=4, logprobs=2).logprobs
+        assert b"".join(chance.piece for chance in told) == b" 4, "
 
 
 def test_nodes(run, bootstrap, swarm_of_three, model):
