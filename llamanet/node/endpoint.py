@@ -256,8 +256,21 @@ class _Connection:
         self._as_json = websocket.subprotocol == SUBPROTOCOL_JSON
         self._nursery = nursery
         self._answers = 0
+        self._dropped = False
+        self.heard_at = trio.current_time()
+        """When the peer last sent something, on trio's clock."""
         self._generations: dict[int, Generation] = {}
         self._embeddings: dict[int, trio.CancelScope] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is in flight, and the connection is not on its way out."""
+        return not self._answers and not self._dropped
+
+    def drop(self) -> None:
+        """Close the connection at once."""
+        self._dropped = True
+        self._nursery.cancel_scope.cancel()
 
     async def serve(self) -> None:
         """Answer requests until either side closes, or nothing happens for too long."""

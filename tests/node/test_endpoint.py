@@ -349,15 +349,46 @@ async def test_idle_connections_are_closed_and_busy_ones_are_not(autojump_clock,
         assert await close_code(websocket) == 1001
 
 
-async def test_connections_are_bounded(autojump_clock, nursery, monkeypatch):
+async def test_a_busy_connection_keeps_its_place(autojump_clock, nursery, monkeypatch):
     monkeypatch.setattr(endpoint_module, "MAX_CONNECTIONS", 1)
+    node = await start_node(nursery, step_time=1.0)
+    async with node.connect() as busy:
+        await send(busy, Generate(id=1, prompt="slowly", sampling=FIVE))
+        async with node.connect() as refused:
+            with pytest.raises(ConnectionClosed):
+                await refused.get_message()
+        assert ids_in(await answers(busy, 1)) == scripted_tokens("slowly", 5)
+
+
+async def test_an_idle_connection_gives_way(autojump_clock, nursery, monkeypatch):
+    monkeypatch.setattr(endpoint_module, "MAX_CONNECTIONS", 2)
     node = await start_node(nursery)
-    async with node.connect():
-        assert await read_all(node.connect_raw()) == b""
-    await trio.testing.wait_all_tasks_blocked()
+    async with node.connect() as oldest, node.connect() as younger:
+        await trio.sleep(1)
+        await send(oldest, Status(id=1))
+        assert (await receive(oldest)).id == 1
+        async with node.connect() as newest:
+            await send(newest, Status(id=2))
+            assert (await receive(newest)).id == 2
+            with pytest.raises(ConnectionClosed):
+                await younger.get_message()
+            await send(oldest, Status(id=3))
+            assert (await receive(oldest)).id == 3
+
+
+async def test_silent_handshakes_keep_nobody_out(autojump_clock, nursery, monkeypatch):
+    monkeypatch.setattr(endpoint_module, "MAX_HANDSHAKES", 3)
+    node = await start_node(nursery)
+    start = trio.current_time()
+    silent = []
+    for _ in range(10):
+        silent.append(node.connect_raw())
+        await trio.testing.wait_all_tasks_blocked()
     async with node.connect() as websocket:
         await send(websocket, Status(id=1))
         assert (await receive(websocket)).id == 1
+    assert trio.current_time() - start < endpoint_module.HANDSHAKE_S
+    assert await read_all(silent[0]) == b""
 
 
 async def test_a_stalled_socket_is_given_up(autojump_clock, nursery):
