@@ -8,6 +8,8 @@ step or so (9 ms for 2,048 tokens), where computing costs that for every ten tok
   computed, for what is drawn depends on it.
 - It takes over an idle slot that remembers little else. Otherwise the prefix is copied into the least recently used
   idle slot, so that a system prompt or a conversation that others still need stays where it is.
+- A slot's last use is when it was taken, not when it became idle: so requests that come together get neighbouring
+  slots, round after round, and only neighbours are computed in one pass by llama.cpp.
 - A live slot is never taken or cut.
 """
 
@@ -35,7 +37,10 @@ class PrefixCache:
         """At first all slots are idle and remember nothing."""
         self._least_copied = max(1, n_ctx // COPY_SHARE)
         self._idle: dict[int, Sequence[int]] = dict.fromkeys(range(slots), ())
-        """By slot, the least recently used first."""
+        """By slot, empty ones first, then the least recently taken."""
+        self._taken = dict.fromkeys(range(slots), 0)
+        """When each slot was taken, as a count."""
+        self._takes = 0
 
     @property
     def idle(self) -> Mapping[int, Sequence[int]]:
@@ -63,16 +68,18 @@ class PrefixCache:
             slot = source = next(iter(self._idle))
             reused = found[slot]
         del self._idle[slot]
+        self._takes += 1
+        self._taken[slot] = self._takes
         return Placement(slot, source, reused)
 
     def release(self, slot: int, tokens: Sequence[int]) -> None:
         """The live `slot` is idle now, and remembers `tokens`."""
-        if tokens:
-            self._idle[slot] = tokens
-        else:
-            # It is the first to be taken again; of several, the lowest.
-            empty = sorted([slot, *(other for other, memory in self._idle.items() if not memory)])
-            self._idle = {**dict.fromkeys(empty, ()), **self._idle}
+        memories = {**self._idle, slot: tokens}
+
+        def order(slot: int) -> tuple[bool, int, int]:
+            return bool(memories[slot]), self._taken[slot], slot
+
+        self._idle = {slot: memories[slot] for slot in sorted(memories, key=order)}
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -4,8 +4,8 @@ Rules:
 - `tokens` is the prompt, then what was generated (elsewhere, for a resumed stream, then here). `computed` of them are
   in the slot's memory. All that is computed before the end belongs to `tokens`, so the memory is a prefix of it.
 - A generation ends at the model's end token or a stop string ("stop"), at `max_tokens` ("length"), or where the context
-  is full ("context"); the token that ends it belongs to it. Held text is given out with the last token, so that text is a
-  function of ids alone.
+  is full ("context"); the token that ends it belongs to it. Held text is given out with the last token, so that text is
+  a function of ids alone.
 """
 
 import attrs
@@ -13,7 +13,6 @@ import attrs
 from llamanet.node.backend import Backend
 from llamanet.node.detokenize import TextStream
 from llamanet.wire.inference import Generate, Timings, Usage
-
 
 RESUME_CHUNK = 32
 """Tokens of a resumed answer computed in one step: exact below 64, and half of that is hardly slower."""

@@ -31,6 +31,15 @@ def test_without_a_match_the_least_recently_used_slot_is_taken_empty_ones_first(
     assert [cache.take([9, 9], {}).slot for _ in range(3)] == [2, 0, 1]
 
 
+def test_requests_that_come_together_get_neighbouring_slots() -> None:
+    cache = PrefixCache(slots=4, n_ctx=64)
+    for turn in range(6):
+        slots = [cache.take([10 * turn + request, 0], {}).slot for request in range(2)]
+        assert slots == ([0, 1] if turn % 2 == 0 else [2, 3])
+        for slot in reversed(slots):
+            cache.release(slot, [10 * turn + slot])
+
+
 def test_a_follow_up_goes_on_where_its_conversation_is() -> None:
     cache = filled([8, 8], [1, 2, 3], [9])
     assert cache.take([1, 2, 3, 4], {}) == Placement(1, 1, 3)
