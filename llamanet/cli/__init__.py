@@ -8,6 +8,7 @@ Rules:
 """
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -64,6 +65,10 @@ class Stopped(LlamaNetError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line (default: `sys.argv`) and exit with its status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A model may say what the terminal's encoding cannot: better a question mark than no answer.
+        sys.stdout.reconfigure(errors="replace")
+    lost_output = False
     try:
         cli.main(arguments, prog_name="llamanet", standalone_mode=False)
         sys.stdout.flush()
@@ -73,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = 128 + stopped.signal_number
     except BrokenPipeError:
         status = 128 + signal.SIGPIPE
+    except OSError as error:
+        status, lost_output = _say(f"cannot write the output ({error})", 1), True
     except (click.Abort, KeyboardInterrupt):
         status = 128 + signal.SIGINT
     except (UserError, RequestRefused) as error:
@@ -81,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _say(str(error), 1)
     else:
         status = 0
-    if status == 128 + signal.SIGPIPE:
+    if lost_output or status == 128 + signal.SIGPIPE:
         # Without this, Python would fail once more when it flushes what is left at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

@@ -96,18 +96,22 @@ def read(file: TextIO | None) -> str | None:
 
 
 def write(text: str) -> None:
-    """Put `text` on standard output at once. Raises `Stopped` if nobody reads there any more."""
+    """Put `text` on standard output at once. Raises `Stopped` if nobody reads it any more, `UserError` if it is full."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError as error:
         raise Stopped(signal.SIGPIPE) from error
+    except OSError as error:
+        raise UserError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def closing_line(stream: "Stream") -> str:
     """Who answered, how much, how fast, and by which detours."""
     parts = [stream.node_id or "nobody", f"{len(stream.token_ids)} tokens"]
+    if len(stream.token_ids) > 1:
+        parts.append(f"{stream.tokens_per_second:.1f} tokens/s")
     if stream.ttft is not None:
-        parts += [f"{stream.tokens_per_second:.1f} tokens/s", f"first token after {stream.ttft:.2f} s"]
+        parts.append(f"first token after {stream.ttft:.2f} s")
     parts += [f"moved on from {hop.node_id} ({hop.reason})" for hop in stream.hops]
     return ", ".join(parts)

@@ -37,6 +37,8 @@ def parse_host_port(text: str) -> tuple[str, int]:
     host, colon, port = text.strip().rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
+    elif any(character.isspace() or character in "/@" for character in host):
+        raise UserError(f"{text!r} is not host:port; give a host name or an address, and nothing around it")
     elif ":" in host:
         raise UserError(f"{text!r} is not host:port; write an IPv6 address in brackets: [::1]:8001")
     if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:

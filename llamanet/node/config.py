@@ -89,8 +89,11 @@ def _label(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
 
 
 def _some_models(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-    if not value:
+    if not value or Path() in value:
         raise UserError(f"{setting_name(attribute.name)} is required: the path of a GGUF model file")
+    names = [path.name for path in value]
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{setting_name(attribute.name)}: two files are named {doubled!r}; rename one of them")
 
 
 @attrs.frozen(kw_only=True)

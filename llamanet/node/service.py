@@ -283,7 +283,8 @@ async def _serve_node(config: NodeConfig, task_status: trio.TaskStatus[Node]) ->
     settings = llama_settings(config)
     bind_to = await resolve_host(config.host)
     dht_config = DhtConfig(
-        hosts=(bind_to,),
+        # A TCP socket on :: takes both families (below); of UDP sockets each takes one.
+        hosts=("0.0.0.0", "::") if bind_to == "::" else (bind_to,),
         port=config.dht_port,
         bootstrap=config.bootstrap_nodes,
         network=Network(swarm_key=swarm_key),
@@ -317,6 +318,7 @@ async def _serve_node(config: NodeConfig, task_status: trio.TaskStatus[Node]) ->
         await host.serve(
             dht, [listener], address, announce=config.announce, heartbeat_interval=config.heartbeat_interval
         )
+        log.info("Node %s has left the swarm", host.label)
         nursery.cancel_scope.cancel()
 
 
@@ -354,6 +356,8 @@ async def listen(host: str, port: int) -> trio.SocketListener:
     sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if host == "::":
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         await sock.bind((host, port))
         sock.listen(BACKLOG)
     except OSError as error:

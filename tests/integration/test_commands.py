@@ -2,10 +2,13 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
 from llamanet.client import Client
+from llamanet.testing.processes import NodeProcess
 
 COUNTING = ("--no-chat", "--temperature", "0", "--max-tokens", "8")
 
@@ -95,3 +98,28 @@ def test_a_node_logs_json_objects_and_prints_nothing(swarm_of_three):
     for entry in swarm_of_three[0].log:
         assert {"time", "level", "logger", "message"} <= entry.keys()
     assert any(entry["message"].startswith("Published node info: ") for entry in swarm_of_three[0].log)
+
+
+@pytest.mark.parametrize("command", [("ask", "Count: 1,", *COUNTING), ("nodes",), ("nodes", "--json")])
+def test_an_output_that_is_full_is_one_line(bootstrap, command):
+    with open("/dev/full", "w") as full:
+        arguments = [sys.executable, "-m", "llamanet", *command, *bootstrap]
+        result = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert result.returncode in (1, 2)
+    assert re.fullmatch(r"error: cannot write .*No space left on device.*\n", result.stderr)
+
+
+def test_what_the_terminal_cannot_show_becomes_a_question_mark(run, bootstrap, tmp_path):
+    grammar = tmp_path / "answer.gbnf"
+    grammar.write_text('root ::= "caf\u00e9"', encoding="utf-8")
+    result = run("ask", "Where?", "--grammar", str(grammar), *bootstrap, PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stdout) == (0, "caf?\n")
+
+
+def test_a_node_serves_both_families(run, model):
+    arguments = ("--model-path", str(model), "--host", "::", "--port", "0", "--dht-port", "0", "--n-threads", "1")
+    with NodeProcess(*arguments).wait_ready() as node:
+        for host in ("127.0.0.1", "[::1]"):
+            peer = ("--bootstrap-nodes", f"{host}:{node.dht_port}")
+            assert [found["node_id"] for found in json.loads(run("nodes", "--json", *peer).stdout)] == [node.label]
+            assert run("ask", "Count: 1, 2, 3,", *COUNTING, *peer).stdout == " 4, 5, 6\n"
