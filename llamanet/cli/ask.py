@@ -96,7 +96,7 @@ def read(file: TextIO | None) -> str | None:
 
 
 def write(text: str) -> None:
-    """Put `text` on standard output at once. Raises `Stopped` if nobody reads it any more, `UserError` if it is full."""
+    """Put `text` on standard output at once. Raises `Stopped` if nobody reads it, `UserError` if it is full."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -19,7 +19,7 @@ from llamanet.client.generation import Reply, Stream
 from llamanet.client.selection import Wishes
 from llamanet.dht.service import Dht
 from llamanet.errors import BadMessage, NotJoined, RequestRefused
-from llamanet.wire.codec import Plain, from_map_untrusted, to_map
+from llamanet.wire.codec import from_map_untrusted, to_map
 from llamanet.wire.identity import PublicKey
 from llamanet.wire.inference import (
     CAPABILITY_EMBEDDINGS,
@@ -29,6 +29,7 @@ from llamanet.wire.inference import (
     Generate,
     encode_message,
 )
+from llamanet.wire.plain import Plain
 
 JOIN_S = 5.0
 """How long a request waits for the first answer of a bootstrap peer."""

@@ -17,8 +17,8 @@ import trio
 
 from llamanet.dht.overlay import Overlay
 from llamanet.errors import BadMessage, UserError
-from llamanet.wire.codec import unpack_json_untrusted
 from llamanet.wire.identity import KEY_BYTES, PublicKey
+from llamanet.wire.plain import unpack_json_untrusted
 from llamanet.wire.rpc import Address, Contact, pack_host
 
 FIRST_RETRY_S = 0.2

@@ -14,9 +14,10 @@ from llamanet.dht.guard import WriteTokens
 from llamanet.dht.routing import RoutingTable
 from llamanet.dht.storage import Kept, RecordStore, is_storable
 from llamanet.errors import BadMessage
-from llamanet.wire.codec import pack_datagram, to_array
+from llamanet.wire.codec import to_array
 from llamanet.wire.envelope import Network
 from llamanet.wire.identity import NodeId
+from llamanet.wire.plain import pack_datagram
 from llamanet.wire.record import decode_record_untrusted, is_signed
 from llamanet.wire.rpc import (
     MAX_CONTACTS,

@@ -21,14 +21,13 @@ from llamanet.wire.codec import (
     integer,
     list_of,
     number,
-    pack_datagram,
     text,
     to_array,
-    unpack_datagram_untrusted,
     wire_field,
 )
 from llamanet.wire.identity import NodeId
 from llamanet.wire.inference import MAX_MODEL_NAME
+from llamanet.wire.plain import pack_datagram, unpack_datagram_untrusted
 
 MAX_LABEL = 32
 MAX_HOSTS = 3

@@ -18,7 +18,6 @@ import attrs
 
 from llamanet.errors import BadMessage
 from llamanet.wire.codec import (
-    Plain,
     boolean,
     encoded_list,
     encoded_optional,
@@ -31,15 +30,13 @@ from llamanet.wire.codec import (
     number,
     one_of,
     optional,
-    pack_msgpack,
     pair_of,
     text,
     to_map,
-    unpack_json_untrusted,
-    unpack_msgpack_untrusted,
     up_to_hex_bytes,
     wire_field,
 )
+from llamanet.wire.plain import Plain, pack_msgpack, unpack_json_untrusted, unpack_msgpack_untrusted
 
 SUBPROTOCOL_MSGPACK = "llamanet.v1.msgpack"
 SUBPROTOCOL_JSON = "llamanet.v1.json"

@@ -8,16 +8,7 @@ import attrs
 import msgpack
 
 from llamanet.errors import BadMessage
-from llamanet.wire.codec import (
-    exactly_bytes,
-    from_array_untrusted,
-    integer,
-    pack_datagram,
-    to_array,
-    unpack_datagram_untrusted,
-    up_to_bytes,
-    wire_field,
-)
+from llamanet.wire.codec import exactly_bytes, from_array_untrusted, integer, to_array, up_to_bytes, wire_field
 from llamanet.wire.envelope import Network
 from llamanet.wire.identity import (
     ID_BYTES,
@@ -29,6 +20,7 @@ from llamanet.wire.identity import (
     node_id_of,
     verify,
 )
+from llamanet.wire.plain import pack_datagram, unpack_datagram_untrusted
 
 MAX_RECORD_BYTES = 400
 """Two records and a few contacts fit a datagram."""

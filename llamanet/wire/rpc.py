@@ -15,7 +15,6 @@ import attrs
 from llamanet.errors import BadMessage
 from llamanet.wire.codec import (
     Decoder,
-    Plain,
     array_of,
     boolean,
     encoded_list,
@@ -25,15 +24,14 @@ from llamanet.wire.codec import (
     list_of,
     number,
     optional,
-    pack_datagram,
     text,
     to_array,
-    unpack_padded_untrusted,
     up_to_bytes,
     wire_field,
 )
 from llamanet.wire.identity import ID_BYTES, KEY_BYTES, NodeId, PublicKey, node_id_of
 from llamanet.wire.inference import MAX_MODEL_NAME
+from llamanet.wire.plain import Plain, pack_datagram, unpack_padded_untrusted
 from llamanet.wire.record import MAX_RECORD_BYTES
 
 TRANSACTION_BYTES = 8

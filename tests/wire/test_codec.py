@@ -9,7 +9,7 @@ import msgpack
 import pytest
 
 from llamanet.errors import BadMessage
-from llamanet.wire import codec
+from llamanet.wire import codec, plain
 from llamanet.wire.codec import wire_field
 
 
@@ -122,15 +122,15 @@ def nested(depth: int) -> list:
 
 
 def test_nesting_is_bounded():
-    assert codec.unpack_datagram_untrusted(msgpack.packb(nested(4))) == nested(4)
-    refusal(codec.unpack_datagram_untrusted, msgpack.packb(nested(5)))
-    assert codec.unpack_msgpack_untrusted(msgpack.packb(nested(16))) == nested(16)
-    refusal(codec.unpack_msgpack_untrusted, msgpack.packb(nested(17)))
-    assert codec.unpack_json_untrusted(json.dumps(nested(16))) == nested(16)
+    assert plain.unpack_datagram_untrusted(msgpack.packb(nested(4))) == nested(4)
+    refusal(plain.unpack_datagram_untrusted, msgpack.packb(nested(5)))
+    assert plain.unpack_msgpack_untrusted(msgpack.packb(nested(16))) == nested(16)
+    refusal(plain.unpack_msgpack_untrusted, msgpack.packb(nested(17)))
+    assert plain.unpack_json_untrusted(json.dumps(nested(16))) == nested(16)
     for depth in (17, 900, 100_000):
-        refusal(codec.unpack_json_untrusted, "[" * depth + "]" * depth)
-        refusal(codec.unpack_msgpack_untrusted, b"\x91" * (depth - 1) + b"\x90")
-        refusal(codec.unpack_msgpack_untrusted, b"\x81\xa0" * (depth - 1) + b"\x80")
+        refusal(plain.unpack_json_untrusted, "[" * depth + "]" * depth)
+        refusal(plain.unpack_msgpack_untrusted, b"\x91" * (depth - 1) + b"\x90")
+        refusal(plain.unpack_msgpack_untrusted, b"\x81\xa0" * (depth - 1) + b"\x80")
 
 
 @pytest.mark.parametrize(
@@ -159,9 +159,9 @@ def test_nesting_is_bounded():
     ids=bytes.hex,
 )
 def test_msgpack_that_is_refused(data):
-    refusal(codec.unpack_msgpack_untrusted, data)
-    refusal(codec.unpack_datagram_untrusted, data)
-    refusal(codec.unpack_padded_untrusted, data)
+    refusal(plain.unpack_msgpack_untrusted, data)
+    refusal(plain.unpack_datagram_untrusted, data)
+    refusal(plain.unpack_padded_untrusted, data)
 
 
 @pytest.mark.parametrize(
@@ -182,12 +182,12 @@ def test_msgpack_that_is_refused(data):
     ],
 )
 def test_json_that_is_refused(data):
-    refusal(codec.unpack_json_untrusted, data)
+    refusal(plain.unpack_json_untrusted, data)
 
 
 def test_of_a_name_given_twice_the_last_counts_in_both_encodings():
-    assert codec.unpack_json_untrusted('{"a":1,"a":2}') == {"a": 2}
-    assert codec.unpack_msgpack_untrusted(b"\x82\xa1a\x01\xa1a\x02") == {"a": 2}
+    assert plain.unpack_json_untrusted('{"a":1,"a":2}') == {"a": 2}
+    assert plain.unpack_msgpack_untrusted(b"\x82\xa1a\x01\xa1a\x02") == {"a": 2}
 
 
 @pytest.mark.parametrize("size", [1_120, 2**16, 4 * 2**20])
@@ -196,13 +196,13 @@ def test_arrays_that_claim_much_cost_little(size):
     claim = b"\xdd" + (size - 1).to_bytes(4, "big")
     data = (claim * min(1_000, size // 5)).ljust(size, b"\xc0")
     start = time.process_time()
-    refusal(codec.unpack_msgpack_untrusted, data)
+    refusal(plain.unpack_msgpack_untrusted, data)
     assert time.process_time() - start < 0.05
 
 
 def test_zeros_pad_and_nothing_else_does():
-    packed = codec.pack_datagram([1, "a"])
-    assert codec.unpack_padded_untrusted(packed) == [1, "a"]
-    assert codec.unpack_padded_untrusted(packed + bytes(900)) == [1, "a"]
-    refusal(codec.unpack_padded_untrusted, packed + b"\0\1")
-    refusal(codec.unpack_datagram_untrusted, packed + b"\0")
+    packed = plain.pack_datagram([1, "a"])
+    assert plain.unpack_padded_untrusted(packed) == [1, "a"]
+    assert plain.unpack_padded_untrusted(packed + bytes(900)) == [1, "a"]
+    refusal(plain.unpack_padded_untrusted, packed + b"\0\1")
+    refusal(plain.unpack_datagram_untrusted, packed + b"\0")

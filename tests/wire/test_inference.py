@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from llamanet.errors import BadMessage
 from llamanet.wire import inference
-from llamanet.wire.codec import pack_msgpack, unpack_msgpack_untrusted
 from llamanet.wire.inference import (
     MAX_MESSAGE_BYTES,
     decode_client_message_untrusted,
@@ -17,6 +16,7 @@ from llamanet.wire.inference import (
     encode_message,
     request_id_of_untrusted,
 )
+from llamanet.wire.plain import pack_msgpack, unpack_msgpack_untrusted
 
 ID = ([0, 2**53 - 1], [-1, 2**53, 1.0, "1", None, True])
 COUNT = ([0, 2**53], [-1, 2**53 + 1, 1.0, None])
