@@ -2,8 +2,8 @@
 
 Each slot has memory of its own (llama.cpp's per-sequence KV cells), and remembers what it computed until it is taken
 again. Measured on two busy cores: this is as fast as one pool of cells for all, what idle slots remember does not slow
-the running ones down (in the pool 1,500 idle tokens did, by 5 %), and a copy costs about a step (9 ms for 2,048 tokens of
-a 135M model), where computing costs that for every few tokens. Rules:
+the running ones down (in the pool 1,500 idle tokens did, by 5 %), and a copy costs about a step (9 ms for 2,048 tokens
+of a 135M model), where computing costs that for every few tokens. Rules:
 - A prompt reuses the longest prefix, token by token, that any slot remembers, live or idle. Its last token is always
   computed, for what is drawn depends on it.
 - It takes over an idle slot that remembers little else. Otherwise the prefix is copied into the least recently used
