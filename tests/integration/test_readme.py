@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 
+from llamanet.node.config import NodeConfig
 from llamanet.testing.processes import NodeProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,3 +70,11 @@ def test_program(program, swarm_of_three, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert result.stdout.strip()
+
+
+def test_the_table_of_settings_is_complete():
+    names = [field.name for field in attrs.fields(NodeConfig)]
+    section = README.partition("## Configure a node")[2].partition("\n## ")[0]
+    flags, variables = zip(*re.findall(r"^\| ([^|]*) \| ([^|]*) \|", section, flags=re.MULTILINE)[1:], strict=True)
+    assert sorted(re.findall("`--(.*?)`", ",".join(flags))) == sorted(name.replace("_", "-") for name in names)
+    assert sorted(re.findall("`(.*?)`", ",".join(variables))) == sorted(name.upper() for name in names)
