@@ -150,9 +150,9 @@ async def test_a_bad_model_is_refused_before_any_port_is_open(config, tmp_path, 
 
 async def test_two_models_of_one_name(config, tmp_path):
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "alpha.gguf").write_bytes(GGUF)
+    (tmp_path / "other" / "alpha").write_bytes(GGUF)  # the suffix is no part of a model's name
     settings = config()
-    twice = NodeConfig(model_path=(*settings.model_path, tmp_path / "other" / "alpha.gguf"), port=0, dht_port=0)
+    twice = NodeConfig(model_path=(*settings.model_path, tmp_path / "other" / "alpha"), port=0, dht_port=0)
     with pytest.raises(UserError, match="two models are named 'alpha'"):
         await serve_node(twice)
 
