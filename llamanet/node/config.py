@@ -152,3 +152,25 @@ class NodeConfig:
         if self.flash_attn == "off" and self.cache_type_v not in ("f32", "f16", "bf16"):
             names = setting_name("cache_type_v"), setting_name("flash_attn")
             raise UserError(f"{names[0]} {self.cache_type_v} needs flash attention, and {names[1]} is off")
+
+
+@attrs.frozen(kw_only=True)
+class LlamaSettings:
+    """How llama.cpp is to run each model; the names and the defaults are `NodeConfig`'s.
+
+    `n_ctx` is in tokens a slot, `n_batch` in tokens a step; `n_parallel` is the number of slots. `n_threads` None takes
+    one a physical core. `n_gpu_layers` 0 computes on the CPU alone, -1 puts all layers on the accelerator.
+    `chat_template` is Jinja source; None takes the model's own.
+    """
+
+    n_ctx: int = 2048
+    n_batch: int = 512
+    n_parallel: int = 4
+    n_threads: int | None = None
+    n_gpu_layers: int = 0
+    main_gpu: int = 0
+    split_mode: str = "layer"
+    flash_attn: str = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    chat_template: str | None = None

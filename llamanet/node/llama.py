@@ -26,6 +26,7 @@ import llama_cpp.llama_cpp as lib
 
 from llamanet.errors import ModelFileError, UserError
 from llamanet.node.backend import BackendError, Chunk
+from llamanet.node.config import LlamaSettings
 from llamanet.node.cores import physical_cores
 from llamanet.node.gguf import check_model_file
 from llamanet.node.llama_embedder import LlamaEmbedder, embedding_size
@@ -39,26 +40,10 @@ _ERROR = 4
 
 
 @attrs.frozen(kw_only=True)
-class LlamaConfig:
-    """How to load a model. The names are the flags'.
-
-    `n_ctx` is in tokens a slot, `n_batch` in tokens a step; `n_parallel` is the number of slots. `n_threads` None takes
-    one a physical core. `n_gpu_layers` 0 computes on the CPU alone, -1 puts all layers on the accelerator.
-    `chat_template` is Jinja source; None takes the model's own.
-    """
+class LlamaConfig(LlamaSettings):
+    """Which model to load, and how to run it."""
 
     model_path: Path
-    n_ctx: int = 2048
-    n_batch: int = 512
-    n_parallel: int = 4
-    n_threads: int | None = None
-    n_gpu_layers: int = 0
-    main_gpu: int = 0
-    split_mode: str = "layer"
-    flash_attn: str = "auto"
-    cache_type_k: str = "f16"
-    cache_type_v: str = "f16"
-    chat_template: str | None = None
 
 
 _SPLIT_MODES = {

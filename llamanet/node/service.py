@@ -23,7 +23,7 @@ from llamanet.errors import UserError, ungrouped
 from llamanet.node.announcer import Announcement, Announcer
 from llamanet.node.backend import Backend
 from llamanet.node.chat_template import load_chat_template
-from llamanet.node.config import NodeConfig, setting_name
+from llamanet.node.config import LlamaSettings, NodeConfig, setting_name
 from llamanet.node.endpoint import Endpoint
 from llamanet.node.engine import Engine, EngineConfig, serve_engine
 from llamanet.node.gguf import check_model_file, file_digest, model_name
@@ -49,24 +49,6 @@ class Model:
     name: str
     digest: bytes
     make_backend: Callable[[], Backend]
-
-
-@attrs.frozen(kw_only=True)
-class LlamaSettings:
-    """How llama.cpp is to run each model; see `NodeConfig`."""
-
-    n_ctx: int = 2048
-    n_batch: int = 512
-    n_parallel: int = 4
-    n_threads: int | None = None
-    n_gpu_layers: int = 0
-    main_gpu: int = 0
-    split_mode: str = "layer"
-    flash_attn: str = "auto"
-    cache_type_k: str = "f16"
-    cache_type_v: str = "f16"
-    chat_template: str | None = None
-    """Jinja source."""
 
 
 def llama_settings(config: NodeConfig) -> LlamaSettings:

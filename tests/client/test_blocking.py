@@ -55,10 +55,16 @@ class SwarmThread:
         self._thread.join()
 
     def wait_idle(self):
+        return self._wait_for(lambda: not self._running())
+
+    def wait_busy(self):
+        return self._wait_for(self._running)
+
+    def _wait_for(self, condition):
         deadline = time.monotonic() + 5
-        while self._running() and time.monotonic() < deadline:
+        while not condition() and time.monotonic() < deadline:
             time.sleep(0.01)
-        return not self._running()
+        return condition()
 
     def _running(self):
         return trio.from_thread.run(self.swarm.nodes, trio_token=self._token)[0].running
@@ -171,7 +177,7 @@ def test_closing_in_the_middle_of_a_call(swarm):
     client = Client(swarm.address)
     with ThreadPoolExecutor(1) as executor:
         call = executor.submit(client.generate, "hello", **GREEDY)
-        time.sleep(0.2)
+        assert swarm.wait_busy()
         client.close()
         with pytest.raises(ClientClosed):
             call.result(5)
