@@ -1,12 +1,58 @@
-"""Where a node's identity lives: a file with its 32-byte secret in hexadecimal, readable by its owner alone."""
+"""Where a node's identity lives: a file with its 32-byte secret in hexadecimal, readable by its owner alone.
 
+Rules:
+- Two nodes never share an identity, for peers would take them for one that keeps moving: who runs as it holds the file.
+- A file that is spoilt, or open to others, is refused and left alone.
+"""
+
+import contextlib
 import os
 import stat
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from llamanet.errors import UserError
 from llamanet.wire.identity import SEED_BYTES, Identity
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: IO[bytes]) -> None:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(file: IO[bytes]) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
+def hold_identity(path: Path) -> Iterator[Identity]:
+    """The identity in `path`, as `load_or_create_identity` finds it, and nobody else's until the block is left.
+
+    The system lets go of the file when its holder ends, however that ends. Raises `UserError` in one line if another
+    process holds it, and as `load_or_create_identity` does.
+    """
+    identity = load_or_create_identity(path)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"cannot read the key file {path}: {error.strerror}") from error
+    with file:
+        try:
+            _lock(file)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another node runs with the key file {path}, and two must not share an identity; stop it, or give "
+                "this one another --dht-port (DHT_PORT) or --data-dir (DATA_DIR)"
+            ) from error
+        except OSError as error:
+            raise UserError(f"cannot lock the key file {path}: {error.strerror}") from error
+        yield identity
 
 
 def load_or_create_identity(path: Path) -> Identity:

@@ -4,6 +4,7 @@
 one that SIGINT and SIGTERM drain.
 """
 
+import contextlib
 import errno
 import logging
 import signal
@@ -17,7 +18,7 @@ import trio
 
 from llamanet._version import __version__
 from llamanet.dht.config import DhtConfig
-from llamanet.dht.keyfile import load_or_create_identity, load_swarm_key
+from llamanet.dht.keyfile import hold_identity, load_swarm_key
 from llamanet.dht.service import Dht, serve_dht
 from llamanet.errors import UserError, ungrouped
 from llamanet.node.announcer import Announcement, Announcer
@@ -249,18 +250,19 @@ async def serve_node(config: NodeConfig, *, task_status: trio.TaskStatus[Node] =
 
     The models are loaded before any port is opened. Raises `UserError` in one line for what the user can mend.
     """
-    with ungrouped():
-        await _serve_node(config, task_status)
+    with ungrouped(), contextlib.ExitStack() as held:
+        await _serve_node(config, held, task_status)
 
 
-async def _serve_node(config: NodeConfig, task_status: trio.TaskStatus[Node]) -> None:
+async def _serve_node(config: NodeConfig, held: contextlib.ExitStack, task_status: trio.TaskStatus[Node]) -> None:
     data_dir = config.data_dir or default_data_dir()
     swarm_key = load_swarm_key(config.swarm_key_file) if config.swarm_key_file else None
     for path in config.model_path:
         check_model_file(path)
-    # A fresh port each time means a fresh node each time: two nodes must never share a key.
+    # A fresh port each time means a fresh node each time.
     fixed = config.dht_port != 0
-    identity = load_or_create_identity(data_dir / f"node-{config.dht_port}.key") if fixed else Identity.generate()
+    key_file = data_dir / f"node-{config.dht_port}.key"
+    identity = held.enter_context(hold_identity(key_file)) if fixed else Identity.generate()
     host = Host(identity, label=config.node_id, tls=not config.no_tls)
     settings = llama_settings(config)
     bind_to = await resolve_host(config.host)

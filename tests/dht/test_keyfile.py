@@ -1,9 +1,11 @@
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
-from llamanet.dht.keyfile import load_or_create_identity
+from llamanet.dht.keyfile import hold_identity, load_or_create_identity
 from llamanet.errors import UserError
 
 
@@ -57,3 +59,35 @@ def test_a_key_that_another_process_made_meanwhile_is_kept(tmp_path, monkeypatch
     ours = load_or_create_identity(path)
     assert ours.public_key == link_late.other.public_key == load_or_create_identity(path).public_key
     assert os.listdir(tmp_path) == ["key"]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from llamanet.dht.keyfile import hold_identity
+with hold_identity(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("ends", ["in order", "killed"])
+def test_one_process_at_a_time_has_an_identity(tmp_path, ends):
+    path = tmp_path / "key"
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UserError, match=f"another node runs with the key file {path}") as caught,
+            hold_identity(path),
+        ):
+            pass
+        assert "\n" not in str(caught.value)
+        other.stdin.close() if ends == "in order" else other.kill()
+        other.wait()
+    with hold_identity(path) as ours:
+        assert ours.public_key == load_or_create_identity(path).public_key
+        with pytest.raises(UserError, match="another node"), hold_identity(path):
+            pass
+    with hold_identity(path):
+        pass

@@ -8,6 +8,8 @@ import ssl
 
 import pytest
 
+from llamanet.dht.keyfile import hold_identity
+
 WITHIN_S = 30
 """A generous deadline: these tests ask whether something happens, not how fast."""
 
@@ -41,6 +43,12 @@ def test_port_in_use(run, model, tmp_path, kind, flag, variable, says):
         ports = {"PORT": "0", "DHT_PORT": "0", "HOST": "127.0.0.1", "DATA_DIR": str(tmp_path), "LOG_LEVEL": "error"}
         result = run("node", "--model-path", model, flag, port, **ports)
     refused(result, 2, says, str(port), flag, variable, "taken")
+
+
+def test_an_identity_that_another_node_has(run, model, tmp_path):
+    with hold_identity(tmp_path / "node-8123.key"):
+        result = run("node", "--model-path", model, "--dht-port", 8123, "--data-dir", tmp_path, LOG_LEVEL="error")
+    refused(result, 2, "node-8123.key", "--dht-port (DHT_PORT)", "--data-dir (DATA_DIR)")
 
 
 def test_an_address_that_is_not_ours(run, model, tmp_path):
