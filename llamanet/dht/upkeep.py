@@ -6,11 +6,15 @@ Paced, so that an idle node sends a few hundred bytes a second at most, however 
 import math
 from random import Random
 
+import attrs
 import trio
 
 from llamanet.dht.bootstrap import save_contacts
+from llamanet.dht.config import DhtConfig
 from llamanet.dht.overlay import Overlay
+from llamanet.dht.routing import RoutingTable
 from llamanet.dht.storage import RecordStore
+from llamanet.wire.rpc import Contact
 
 EXPLORE_S = 1.0
 """Between two lookups of our neighbourhood at least."""
@@ -25,26 +29,68 @@ IDLE_S = 15.0
 SAVE_S = 60.0
 
 
-async def explore(overlay: Overlay, rng: Random) -> None:
-    """Look up our own neighbourhood: on joining, soon after each new neighbour, ever more rarely while none comes."""
-    longest = overlay.config.refresh_interval
-    pause = longest
-    looked_up_at, spacing = -math.inf, EXPLORE_S
-    while True:
-        with trio.move_on_after(pause * rng.uniform(0.75, 1.25)):
-            await overlay.explore.wait()
-        if overlay.explore.is_set():
-            overlay.explore = trio.Event()
-            pause = AGAIN_S
-            spacing = EXPLORE_S if len(overlay.table) <= overlay.config.k else CROWDED_S
+@attrs.define
+class Exploration:
+    """When to look up our own neighbourhood. Times are in seconds.
+
+    That is on joining, soon after each new neighbour, and ever more rarely while none comes.
+    """
+
+    longest: float
+    """Between two lookups, however quiet it is."""
+    looked_up_at: float = -math.inf
+    _pause: float = attrs.field(init=False)
+    _spacing: float = EXPLORE_S
+
+    def __attrs_post_init__(self) -> None:
+        self._pause = self.longest
+
+    def pause(self, rng: Random) -> float:
+        """How long to wait for something that calls for a lookup, before it is time for one anyway."""
+        return self._pause * rng.uniform(0.75, 1.25)
+
+    def due_at(self, *, called: bool, crowded: bool, client: bool) -> float:
+        """When to look up: something called for it, or else the pause is over.
+
+        `crowded` says that we have more contacts than one bucket holds, `client` that we only ask.
+        """
+        if called:
+            self._pause = AGAIN_S
+            self._spacing = CROWDED_S if crowded else EXPLORE_S
         else:
-            pause = min(2 * pause, longest)
-        if overlay.client_mode:
-            pause = longest
-        await trio.sleep_until(looked_up_at + spacing)
+            self._pause = min(2 * self._pause, self.longest)
+        if client:
+            self._pause = self.longest
+        return self.looked_up_at + self._spacing
+
+
+async def explore(overlay: Overlay, rng: Random) -> None:
+    """Look up our own neighbourhood whenever it is time, for ever."""
+    exploration = Exploration(overlay.config.refresh_interval)
+    while True:
+        with trio.move_on_after(exploration.pause(rng)):
+            await overlay.explore.wait()
+        called = overlay.explore.is_set()
+        if called:
+            overlay.explore = trio.Event()
+        crowded = len(overlay.table) > overlay.config.k
+        await trio.sleep_until(exploration.due_at(called=called, crowded=crowded, client=overlay.client_mode))
         if overlay.has_contacts:
-            looked_up_at = trio.current_time()
+            exploration.looked_up_at = trio.current_time()
             await overlay.find_nodes(overlay.identity.node_id, overlay.config.k)
+
+
+def pause_before_chores(table: RoutingTable, config: DhtConfig, rng: Random) -> float:
+    """How long to wait for the next `chores`, in seconds."""
+    pause = min(RETRY_S, config.liveness_interval) if table.has_failing else config.liveness_interval
+    return pause * rng.uniform(0.75, 1.25)
+
+
+def chores(table: RoutingTable, config: DhtConfig, now: float, rng: Random) -> tuple[Contact | None, bytes | None]:
+    """Whom to ping now, and what to look up to refresh a bucket."""
+    contact = table.to_check(now, retry_after=RETRY_S / 2, idle_after=IDLE_S)
+    target = table.to_refresh(now, config.refresh_interval, rng) if len(table) else None
+    return contact, target
 
 
 async def keep_fresh(overlay: Overlay, store: RecordStore, rng: Random) -> None:
@@ -52,17 +98,15 @@ async def keep_fresh(overlay: Overlay, store: RecordStore, rng: Random) -> None:
     config, table = overlay.config, overlay.table
     saved_at = trio.current_time()
     while True:
-        pause = min(RETRY_S, config.liveness_interval) if table.has_failing else config.liveness_interval
-        await trio.sleep(pause * rng.uniform(0.75, 1.25))
+        await trio.sleep(pause_before_chores(table, config, rng))
         now = trio.current_time()
-        contact = table.to_check(now, retry_after=RETRY_S / 2, idle_after=IDLE_S)
+        contact, target = chores(table, config, now, rng)
         if contact is not None:
             overlay.check(contact)
         store.expire(config.wall_clock())
         if now - saved_at >= SAVE_S:
             saved_at = now
             save_good_contacts(overlay)
-        target = table.to_refresh(now, config.refresh_interval, rng) if overlay.has_contacts else None
         if target is not None:
             await overlay.find_nodes(target, config.k)
 

@@ -1,0 +1,418 @@
+"""One node of a simulation: the real table, store, handlers, guard, lookups and upkeep in a shell of plain events.
+
+The shell does what `dht.overlay`, `dht.search`, `dht.service` and `dht.upkeep` do with tasks and sockets, in the same
+order: who asks is admitted by the guard, answered, and checked if the table wants it; who answers enters the table; an
+overdue request frees its place in the lookup, and its late answer still counts.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+import attrs
+
+from llamanet.dht.distance import distance, number_of, usable
+from llamanet.dht.guard import Drops, Guard, WriteTokens
+from llamanet.dht.handlers import Handlers
+from llamanet.dht.lookup import Lookup
+from llamanet.dht.overlay import CHECK_BYTES, MAX_CHECKS
+from llamanet.dht.requests import RoundTrips
+from llamanet.dht.routing import RoutingTable
+from llamanet.dht.search import RecordVerifier
+from llamanet.dht.service import OWN_SOURCE
+from llamanet.dht.storage import Kept, RecordStore
+from llamanet.dht.upkeep import Exploration, chores, pause_before_chores
+from llamanet.errors import BadMessage
+from llamanet.testing.mail import NAT_S, Mail, OnReply
+from llamanet.wire.envelope import MAX_DATAGRAM_BYTES, MAX_PAYLOAD_BYTES, Envelope
+from llamanet.wire.identity import Identity, NodeId, PublicKey
+from llamanet.wire.record import encode_record, sign_record
+from llamanet.wire.rpc import (
+    TRANSACTION_BYTES,
+    Address,
+    Contact,
+    FindNode,
+    FindValue,
+    Nodes,
+    Ping,
+    Reply,
+    Request,
+    Store,
+    Stored,
+    Values,
+)
+
+if TYPE_CHECKING:
+    from llamanet.testing.simulator import Simulation
+
+EPOCH = 1_900_000_000.0
+"""Seconds since 1970 when a simulation starts."""
+REJOIN_S = 2.0
+"""Until a node that found nobody tries through another peer (as `bootstrap.ALONE_RETRY_S`)."""
+TRANSACTION = bytes(TRANSACTION_BYTES)
+"""Of every request: here a reply is handed to whoever asked."""
+
+Behaviour: TypeAlias = "Callable[[SimulatedNode, Request, Contact], Reply | None]"
+"""What an adversary does with a request from a contact; None is silence."""
+
+
+@attrs.frozen(kw_only=True)
+class Found:
+    """What a read came to: seconds to the first value and the hops to whoever had it; None if there was none.
+
+    Hops are counted from the reader: 0 is itself, 1 a contact that it knew, 2 one that those told of, and so on.
+    """
+
+    first_value_s: float | None
+    hops: int | None
+    requests: int
+
+
+@attrs.frozen(kw_only=True)
+class Put:
+    """What a store came to: how many nodes keep the record, how long it took, and how many requests."""
+
+    stored: int
+    elapsed_s: float
+    requests: int
+
+
+class SimulatedNode:
+    """One node. `alive` False makes it silent; `delay` is what it adds to each message, in seconds."""
+
+    def __init__(
+        self, simulation: "Simulation", identity: Identity, address: Address, delay: float, *, reachable: bool
+    ) -> None:
+        config = simulation.config
+        self.simulation = simulation
+        self.identity = identity
+        self.contact = Contact(identity.public_key, address)
+        self.delay = delay
+        self.reachable = reachable
+        self.alive = True
+        self.joined = False
+        """Whether it is a member: the first, or one whom somebody answered when it looked itself up."""
+        self.behaviour: Behaviour | None = None
+        self.asked = 0
+        self.served = 0
+        self.sent_bytes = 0
+        """Of all datagrams, without UDP's and IP's headers; counted only where messages are boxed."""
+        self.received_bytes = 0
+        self.table = RoutingTable(identity.node_id, k=config.k)
+        self.store = RecordStore()
+        self.round_trips = RoundTrips()
+        self.drops = Drops()
+        if simulation.boxed:
+            self.envelope = Envelope(identity, config.network)
+        self._guard = Guard(simulation.now)
+        self._sent_to: dict[Address, float] = {}
+        self._checking: set[Contact] = set()
+        self._exploration = Exploration(config.refresh_interval)
+        self._explore_called = False
+        self._explore_turn = 0
+        self._explore_waiting = False
+        self._handlers = Handlers(
+            own_id=identity.node_id,
+            network=config.network,
+            table=self.table,
+            store=self.store,
+            tokens=WriteTokens(identity.seed),
+            rng=simulation.rng,
+            k=config.k,
+            version="",
+            live_state=None,
+        )
+
+    # --- operations ---------------------------------------------------------------------------------------------------
+
+    def start_alone(self) -> None:
+        """Be the first node of a network."""
+        self._begin()
+
+    def join(self, through: "SimulatedNode") -> None:
+        """Look ourselves up, starting at `through`; if nobody answers, again through somebody else."""
+
+        def on_end(found: dict[Contact, bytes]) -> None:
+            sim = self.simulation
+            if found:
+                self._begin()
+            elif self.alive:
+                sim.after(REJOIN_S, lambda: self.join(sim.random_peer(self)))
+
+        self._find_nodes(self.contact.node_id, self.simulation.config.k, on_end, seeds=[through.contact])
+
+    def get(self, key: bytes, done: Callable[[Found], None], *, publisher: NodeId | None = None) -> None:
+        """As `Simulation.get`, without waiting."""
+        sim = self.simulation
+        start = sim.now
+        if any(publisher in (None, record.publisher) for record in self.store.records_of(key, EPOCH + start)):
+            done(Found(first_value_s=0.0, hops=0, requests=0))
+            return
+        seeds = self._seeds(key)
+        lookup = self._lookup(key, sim.config.replicas, seeds, for_values=True)
+        verifier = RecordVerifier(sim.config.network)
+        hops = dict.fromkeys(seeds, 1)
+        request = FindValue(transaction=TRANSACTION, client=False, key=key)
+        self.table.looked_up(key, start)
+
+        def on_reply(contact: Contact, reply: Reply | None) -> None:
+            if not isinstance(reply, Values):
+                return
+            for told in reply.contacts:
+                hops.setdefault(told, hops[contact] + 1)
+            for encoded in reply.records:
+                try:
+                    record = verifier.verify_untrusted(encoded, key, EPOCH + sim.now)
+                except BadMessage:
+                    continue
+                if record.lifetime and publisher in (None, record.publisher):
+                    search.ended = True
+                    done(Found(first_value_s=sim.now - start, hops=hops[contact], requests=lookup.asked))
+                    return
+
+        def on_end() -> None:
+            done(Found(first_value_s=None, hops=None, requests=lookup.asked))
+
+        search = _Search(self, lookup, request, on_reply, on_end)
+        search.step()
+
+    def put(self, key: bytes, value: bytes, lifetime: int, done: Callable[[Put], None]) -> None:
+        """As `Simulation.put`, without waiting."""
+        sim = self.simulation
+        start, replicas = sim.now, sim.config.replicas
+
+        def store_at(tokens: dict[Contact, bytes]) -> None:
+            record = sign_record(
+                self.identity,
+                sim.config.network,
+                key=key,
+                sequence=int(1000 * (EPOCH + sim.now)),
+                issued_at=int(EPOCH + sim.now),
+                lifetime=lifetime,
+                value=value,
+            )
+            encoded = encode_record(record)
+            own_distance = distance(self.contact.node_id, key)
+            keeps = sum(1 for contact in tokens if distance(contact.node_id, key) < own_distance) < replicas
+            outcome = self.store.put(record, encoded, OWN_SOURCE, EPOCH + sim.now) if keeps else None
+            stored = int(isinstance(outcome, Kept))
+            targets = list(tokens.items())[: replicas - keeps]
+            waiting = {contact for contact, _ in targets}
+
+            def on_stored(contact: Contact, reply: Reply | None) -> None:
+                nonlocal stored
+                stored += isinstance(reply, Stored)
+                if contact in waiting:
+                    waiting.discard(contact)
+                    if not waiting:
+                        finish()
+
+            def finish() -> None:
+                requests = lookup.asked + len(targets)
+                done(Put(stored=stored, elapsed_s=sim.now - start, requests=requests))
+
+            for contact, token in targets:
+                request = Store(transaction=TRANSACTION, client=False, token=token, record=encoded)
+                self.ask(contact, request, on_stored)
+            if not targets:
+                finish()
+
+        lookup = self._find_nodes(key, replicas, store_at)
+
+    def keep_published(self, key: bytes, value: bytes, *, lifetime: int, interval: float) -> None:
+        """Store a record now and every `interval` seconds, within 10 %, while we live (as `node.announcer` does)."""
+        if self.alive:
+            sim = self.simulation
+            self.put(key, value, lifetime, lambda put: None)
+            pause = interval * sim.rng.uniform(0.9, 1.1)
+            sim.after(pause, lambda: self.keep_published(key, value, lifetime=lifetime, interval=interval))
+
+    # --- lookups ------------------------------------------------------------------------------------------------------
+
+    def _seeds(self, target: bytes) -> list[Contact]:
+        k = self.simulation.config.k
+        return self.table.closest(target, k, good_only=True) or self.table.closest(target, k)
+
+    def _lookup(self, target: bytes, count: int, seeds: list[Contact], *, for_values: bool = False) -> Lookup:
+        narrow = for_values and bool(seeds) and self.table.nodes_within(seeds[0].number ^ number_of(target)) < count
+        alpha = self.simulation.config.alpha
+        return Lookup(target, self.contact.node_id, seeds, count=count, alpha=alpha, narrow=narrow)
+
+    def _find_nodes(
+        self,
+        target: bytes,
+        count: int,
+        done: Callable[[dict[Contact, bytes]], None],
+        *,
+        seeds: list[Contact] | None = None,
+    ) -> Lookup:
+        """Find the `count` nodes nearest to `target`, from our contacts or from `seeds`, with their write tokens."""
+        lookup = self._lookup(target, count, seeds or self._seeds(target))
+        tokens: dict[Contact, bytes] = {}
+        request = FindNode(transaction=TRANSACTION, client=False, target=target)
+
+        def on_reply(contact: Contact, reply: Reply | None) -> None:
+            if isinstance(reply, Nodes):
+                tokens[contact] = reply.token
+
+        def on_end() -> None:
+            self.table.looked_up(target, self.simulation.now)
+            done({contact: tokens[contact] for contact in lookup.closest()})
+
+        _Search(self, lookup, request, on_reply, on_end).step()
+        return lookup
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def ask(self, contact: Contact, request: Request, on_reply: OnReply) -> None:
+        """Send a request; see `Mail`."""
+        self.asked += 1
+        self._guard.expect(contact.address.host)
+        Mail(self, contact, request, on_reply).send()
+
+    def check(self, contact: Contact) -> None:
+        """PING `contact`; its answer, or its silence, goes into the table."""
+        if contact not in self._checking and len(self._checking) < MAX_CHECKS:
+            self._checking.add(contact)
+            request = Ping(transaction=TRANSACTION, client=False)
+            self.ask(contact, request, lambda asked, _: self._checking.discard(asked))
+
+    def receive(self, request: Request, asker: Contact, receiver: PublicKey) -> Reply | None:
+        """What becomes of a request that arrived, boxed for the key `receiver`; None if it is dropped."""
+        host, now = asker.address.host, self.simulation.now
+        known = self.table.is_proved(asker)
+        if not self._guard.admit(host, now):
+            self.drops.count("rate")
+            return None
+        if receiver != self.contact.public_key:
+            self.drops.count("box")
+            return None
+        verifies = isinstance(request, Store)
+        if not self._guard.allow_answer(host, MAX_DATAGRAM_BYTES, now, verifies=verifies, known=known):
+            self.drops.count("quota")
+            return None
+        self.served += 1
+        if self.behaviour is not None:
+            return self.behaviour(self, request, asker)
+        check = self.table.wants(asker)
+        room = MAX_PAYLOAD_BYTES - CHECK_BYTES * check
+        reply = self._handlers.answer(request, asker, now=now, wall_now=EPOCH + now, room=room)
+        if check:
+            self.check(asker)
+        return reply
+
+    def note_sent(self, address: Address) -> None:
+        """Something goes to `address`: our NAT lets in what comes from there."""
+        if not self.reachable:
+            self._sent_to[address] = self.simulation.now
+
+    def lets_in(self, address: Address) -> bool:
+        """Whether what comes from `address` reaches us."""
+        return self.reachable or self.simulation.now - self._sent_to.get(address, -NAT_S) < NAT_S
+
+    def note_answer(self, contact: Contact, rtt: float) -> None:
+        """`contact` answered after `rtt` seconds."""
+        self.round_trips.add(contact.public_key, rtt)
+        admission = self.table.answered(contact, self.simulation.now)
+        if admission.neighbour and self.simulation.upkeep:
+            self._explore_called = True
+            if self._explore_waiting:
+                self._wake()
+        if admission.check is not None:
+            self.check(admission.check)
+
+    def note_overdue(self, contact: Contact) -> None:
+        """`contact` did not answer in time."""
+        self.table.failed(contact, self.simulation.now)
+
+    # --- upkeep -------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self.joined = True
+        if self.simulation.upkeep:
+            self._exploration.looked_up_at = self.simulation.now
+            self._explore_later()
+            self._tend_later()
+
+    def _tend_later(self) -> None:
+        sim = self.simulation
+        sim.after(pause_before_chores(self.table, sim.config, sim.rng), self._tend)
+
+    def _tend(self) -> None:
+        sim = self.simulation
+        if not self.alive:
+            return
+        contact, target = chores(self.table, sim.config, sim.now, sim.rng)
+        if contact is not None:
+            self.check(contact)
+        self.store.expire(EPOCH + sim.now)
+        if target is None:
+            self._tend_later()
+        else:
+            self._find_nodes(target, sim.config.k, lambda _: self._tend_later())
+
+    def _explore_later(self) -> None:
+        sim = self.simulation
+        if self._explore_called:
+            self._wake()
+            return
+        self._explore_waiting = True
+        self._explore_turn += 1
+        sim.after(self._exploration.pause(sim.rng), self._wake, self._explore_turn)
+
+    def _wake(self, turn: int | None = None) -> None:
+        """The neighbourhood is to be looked up: something new is there, or (with `turn`) it is time."""
+        if not self.alive or (turn is not None and (turn != self._explore_turn or not self._explore_waiting)):
+            return
+        sim = self.simulation
+        self._explore_waiting = False
+        crowded = len(self.table) > sim.config.k
+        at = self._exploration.due_at(called=self._explore_called, crowded=crowded, client=False)
+        self._explore_called = False
+        sim.after(max(0.0, at - sim.now), self._explore)
+
+    def _explore(self) -> None:
+        if self.alive:
+            self._exploration.looked_up_at = self.simulation.now
+            self._find_nodes(self.contact.node_id, self.simulation.config.k, lambda _: self._explore_later())
+
+
+class _Search:
+    """A lookup under way, as in `dht.search`: overdue requests free their places, late answers count."""
+
+    def __init__(
+        self, node: SimulatedNode, lookup: Lookup, request: Request, on_reply: OnReply, on_end: Callable[[], None]
+    ) -> None:
+        self.ended = False
+        self._node = node
+        self._lookup = lookup
+        self._request = request
+        self._on_reply = on_reply
+        self._on_end = on_end
+
+    def step(self) -> None:
+        """Ask whom the lookup names."""
+        node, lookup = self._node, self._lookup
+        while (contact := lookup.next()) is not None:
+            if lookup.narrow:
+                node.simulation.after(node.round_trips.expected(contact.public_key), self._widen)
+            node.ask(contact, self._request, self._take)
+        if lookup.finished:
+            self.ended = True
+            self._on_end()
+
+    def _widen(self) -> None:
+        if self._lookup.narrow and not self.ended:
+            self._lookup.widen()
+            self.step()
+
+    def _take(self, contact: Contact, reply: Reply | None) -> None:
+        if self.ended:
+            return
+        self._lookup.widen()
+        if isinstance(reply, Nodes | Values):
+            self._lookup.answered(contact, usable(reply.contacts, contact.address.host))
+        else:
+            self._lookup.overdue(contact)
+        self._on_reply(contact, reply)
+        if not self.ended:
+            self.step()

@@ -1,0 +1,47 @@
+"""Nodes that come and go: what is published stays readable, and sessions are as long as asked for."""
+
+import math
+
+from simulated import grown, key
+
+from llamanet.testing.churn import Churn
+
+
+def test_records_survive_their_holders():
+    sim = grown(40, upkeep=True, loss=0.01)
+    publishers = sim.nodes[:8]
+    for number, node in enumerate(publishers):
+        node.keep_published(key(f"{number}"), b"v", lifetime=300, interval=120)
+    churn = Churn(sim, median_session=900, staying=publishers)
+    reads = []
+    for turn in range(40):
+        sim.run_for(30)
+        number = turn % len(publishers)
+        publisher = publishers[number].contact.node_id
+        reads.append(sim.get(sim.random_peer(publishers[number]), key(f"{number}"), publisher=publisher))
+    assert churn.left > 20
+    assert all(read.hops is not None for read in reads)
+
+
+def test_a_publisher_that_left_is_not_found_past_its_record():
+    sim = grown(40, upkeep=True)
+    publisher = sim.nodes[3]
+    publisher.keep_published(key("x"), b"v", lifetime=300, interval=120)
+    sim.run_for(60)
+    assert sim.get(sim.nodes[7], key("x")).hops is not None
+    sim.leave(publisher)
+    assert publisher not in sim.nodes
+    sim.run_for(400)
+    assert sim.get(sim.nodes[7], key("x")).hops is None
+
+
+def test_sessions_have_the_median_asked_for():
+    sim = grown(20, upkeep=True)
+    staying = sim.nodes[:10]
+    churn = Churn(sim, median_session=60, staying=staying)
+    sim.run_for(900)
+    expected = 10 * 900 * math.log(2) / 60
+    assert 0.8 * expected < churn.left < 1.2 * expected
+    assert len(sim.nodes) == 20
+    assert set(staying) <= set(sim.nodes)
+    assert sum(node.joined for node in sim.nodes) >= 19
