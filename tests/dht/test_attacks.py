@@ -99,8 +99,7 @@ async def test_an_old_record_of_a_publisher_cannot_come_back(autojump_clock, nur
     await trio.sleep(1)
     await nodes[1].publish(key("x"), b"new", lifetime=600)
     liar = closest_nodes([node for node in nodes if node is not nodes[1]], key("x"), 1)[0]
-    liar._store._keys[key("x")].clear()
-    liar._store._sorted[key("x")].clear()
+    liar._store._drop(key("x"), old.publisher)
     liar._store.put(old, encode_record(old), b"", liar.config.wall_clock())
     reader = closest_nodes(nodes, key("x"), 12)[-1]
     assert [record.value for record in await reader.get(key("x"))] == [b"new"]

@@ -135,15 +135,16 @@ def test_another_record_with_the_same_number_is_refused():
 
 
 def test_a_flood_of_publishers_evicts_the_flooder():
-    store = RecordStore(max_publishers_per_key=10)
-    for number in range(3):
+    store = RecordStore(secret=b"s", max_publishers_per_key=40)
+    for number in range(10):
         put(store, unsigned_record(1, number), source=B)
-    for number in range(100, 200):
-        put(store, unsigned_record(1, number), source=A)
-    assert len(store) == 10
-    assert put(store, unsigned_record(1, 50), source=C) == Kept()
+    outcomes = [put(store, unsigned_record(1, number), source=A) for number in range(100, 1100)]
+    assert outcomes[-1] == Rejected("sample")
+    assert 10 < len(store) <= 40
+    for number in range(50, 60):
+        assert put(store, unsigned_record(1, number), source=C) == Kept()
     kept = {record.public_key for record in store.records_of(unsigned_record(1, 0).key, 1000.0)}
-    assert {unsigned_record(1, number).public_key for number in (0, 1, 2, 50)} <= kept
+    assert {unsigned_record(1, number).public_key for number in (*range(10), *range(50, 60))} <= kept
 
 
 def test_a_flood_of_bytes_evicts_the_flooder():
@@ -165,6 +166,27 @@ def test_a_flood_of_keys_evicts_the_flooder():
     assert put(store, unsigned_record(99, 2), source=C) == Kept()
     assert len(store.records_of(unsigned_record(0, 1).key, 1000.0)) == 1
     assert len(store) == 10
+
+
+def test_an_update_from_the_heaviest_source_is_kept_in_a_full_store():
+    store = RecordStore(max_bytes=5000)
+    numbers = list(range(100, 200))
+    while put(store, unsigned_record(2, numbers.pop()), source=A) == Kept():
+        pass
+    update = unsigned_record(2, 199, 2)
+    assert put(store, update, source=A) == Kept()
+    assert update in store.records_of(update.key, 1000.0)
+
+
+def test_eviction_asks_little_however_many_sources_there_are():
+    store = RecordStore(max_bytes=2_000_000)
+    for number in range(5000):
+        put(store, unsigned_record(number % 4000, number), source=b"%d" % number)
+    for number in range(5000):
+        put(store, unsigned_record(number % 4000, 10_000 + number), source=A)
+    assert max(store._bytes_of.values()) == store._bytes_of[store._heaviest_source()]
+    assert len(store._heaviest) <= 2 * len(store._bytes_of) + 65
+    assert store.bytes == sum(store._bytes_of.values()) <= 2_000_000
 
 
 def test_what_is_larger_than_the_whole_store_is_refused():
