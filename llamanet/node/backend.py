@@ -53,13 +53,20 @@ class Backend(Protocol):
     """Token ids are 0 to `n_vocab - 1`."""
     n_embd: int
     """Numbers in an embedding; 0: the model gives none."""
+    generates: bool
+    """Whether the model continues texts; False: it only embeds them."""
+    cuts: bool
+    """Whether memory can be cut. False: it is one state after all tokens, as recurrent models keep it."""
     chat_template: str | None
     """Jinja source from the model's metadata."""
     bos_text: str
     eos_text: str
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of `text`, special tokens written in it included, begun as the model wants (BOS, once)."""
+    def tokenize(self, text: str, *, whole: bool = False) -> list[int]:
+        """Token ids of `text`, special tokens written in it included, begun as the model wants (BOS, once).
+
+        A `whole` text, that nothing is to follow, is also ended as the model wants.
+        """
 
     def piece(self, token: int) -> bytes:
         """The bytes that `token` adds to the text; empty for special tokens."""

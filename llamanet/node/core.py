@@ -117,12 +117,16 @@ class EngineCore:
         self._buffer_tokens = buffer_tokens
         self._reader_timeout = reader_timeout
         self._pace = Pace(target_step_s, backend.n_batch)
-        self._scheduler = Scheduler(slots=backend.slots, n_ctx=backend.n_ctx, n_batch=backend.n_batch, pace=self._pace)
+        self._scheduler = Scheduler(
+            slots=backend.slots, n_ctx=backend.n_ctx, n_batch=backend.n_batch, pace=self._pace, cuts=backend.cuts
+        )
         self._sequences: dict[int, Sequence] = {}
         self._events: list[Event] = []
 
     def measure(self) -> None:
         """Time one token, so that a node that never served can say how fast it is. It also touches the weights."""
+        if not self.backend.generates:
+            return
         chunk = Chunk(0, 0, [0], True)
         self.backend.decode([chunk])
         self.backend.forget(0, 0)

@@ -163,7 +163,7 @@ class Engine:
         serial = next(self._serials)
         embedding = self._embeddings[serial] = Embedding(serial, request, backend.n_batch, backend.slots, self._worker)
         try:
-            texts = await self._worker.call(lambda: [backend.tokenize(text) for text in request.texts])
+            texts = await self._worker.call(lambda: [backend.tokenize(text, whole=True) for text in request.texts])
             return await embedding.run(texts, node_id=self._config.node_id, able=backend.n_embd > 0)
         finally:
             del self._embeddings[serial]
@@ -265,6 +265,8 @@ class Generation:
         self._last: Finished | Failed | None = None
         self._over = False
         self._news = trio.lowlevel.ParkingLot()
+        self.on_news: Callable[[], None] | None = None
+        """Called whenever there is something to take, and at the end."""
 
     async def receive(self) -> Accepted | Tokens | Finished | Failed:
         """The next message; all tokens that are there come in one.
@@ -277,6 +279,18 @@ class Generation:
         while not self._ready:
             await self._news.park()
         return self._take()
+
+    def take_all(self) -> list[Accepted | Tokens | Finished | Failed]:
+        """All messages that are there, without waiting for any."""
+        messages: list[Accepted | Tokens | Finished | Failed] = []
+        while self._accepted or self._tokens or self._last:
+            messages.append(self._take())
+        return messages
+
+    @property
+    def over(self) -> bool:
+        """Whether no further message will come than those that are there."""
+        return self._over
 
     def cancel(self) -> None:
         """Free the slot within one engine step. What was not received is dropped. May be called again, or too late."""
@@ -328,7 +342,7 @@ class Generation:
 
     def _accept(self, message: Accepted) -> None:
         self._accepted = message
-        self._news.unpark_all()
+        self._tell()
 
     def _add(self, token: int, text: str, logprobs: TokenLogprobs | None) -> None:
         self._tokens.append(token)
@@ -336,7 +350,7 @@ class Generation:
             self._logprobs.append(logprobs)
         if text:
             self._text.append(text)
-        self._news.unpark_all()
+        self._tell()
 
     def _pause(self) -> None:
         self._paused = True
@@ -350,4 +364,9 @@ class Generation:
             self._tokens.clear()
         self._last = last
         self._over = True
+        self._tell()
+
+    def _tell(self) -> None:
         self._news.unpark_all()
+        if self.on_news is not None:
+            self.on_news()

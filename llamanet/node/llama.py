@@ -80,6 +80,7 @@ class LlamaBackend:
         lib.llama_log_set(_on_log, ctypes.c_void_p(None))
         lib.llama_backend_init()
         self._model = _load_model(config)
+        self.n_embd = embedding_size(self._model)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.slots = config.n_parallel
         self.n_batch = max(config.n_batch, config.n_parallel)
@@ -91,9 +92,16 @@ class LlamaBackend:
             raise
         self._memory = lib.llama_get_memory(self._context)
         self._window: int = lib.llama_model_n_swa(self._model)
+        self.generates = self._memory is not None and lib.llama_model_has_decoder(self._model)
+        if not self.generates and not self.n_embd:
+            lib.llama_free(self._context)
+            lib.llama_model_free(self._model)
+            raise ModelFileError(
+                f"{config.model_path}: the model neither generates nor embeds, it only scores; give another"
+            )
+        self.cuts = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         self.chat_template = config.chat_template or _text(lib.llama_model_chat_template(self._model, None))
-        self.n_embd = embedding_size(self._model)
         self._n_threads = config.n_threads or physical_cores()
         self._embedder: LlamaEmbedder | None = None
         self._drawn_from = LlamaVocab(self._vocab, n_ctx=self.n_ctx)
@@ -106,12 +114,12 @@ class LlamaBackend:
         self._samplers: dict[int, LlamaSampler] = {}
         self._outputs: dict[int, int] = {}
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, *, whole: bool = False) -> list[int]:
         """As `Backend.tokenize`."""
         data = text.encode()
         room = len(data) + 16
         tokens = (lib.llama_token * room)()
-        count = lib.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
+        count = lib.llama_tokenize(self._vocab, data, len(data), tokens, room, whole, True)
         found: list[int] = tokens[:count]
         # A template may have written the BOS token already; twice it would not be what the model was trained on.
         if self._bos is not None and found[:1] != [self._bos]:
@@ -255,6 +263,11 @@ def _load_model(config: LlamaConfig) -> ctypes.c_void_p:
         raise ModelFileError(
             f"{config.model_path}: llama.cpp cannot load it ({_last_error()}); "
             "get the file again, or a newer llama-cpp-python"
+        )
+    if lib.llama_model_has_encoder(model) and lib.llama_model_has_decoder(model):
+        lib.llama_model_free(model)
+        raise ModelFileError(
+            f"{config.model_path}: a model with an encoder and a decoder cannot be served; give a decoder-only one"
         )
     return model
 

@@ -11,6 +11,8 @@ of a 135M model), where computing costs that for every few tokens. Rules:
 - A slot's last use is when it was taken, not when it became idle: so requests that come together get neighbouring
   slots, round after round, and only neighbours are computed in one pass by llama.cpp.
 - A live slot is never taken or cut.
+- Memory that cannot be cut (a recurrent model's) is reused whole or not at all: a conversation goes on, but two
+  questions after one system prompt do not share it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,8 +35,9 @@ class Placement:
 class PrefixCache:
     """What the idle slots of one engine remember."""
 
-    def __init__(self, *, slots: int, n_ctx: int) -> None:
-        """At first all slots are idle and remember nothing."""
+    def __init__(self, *, slots: int, n_ctx: int, cuts: bool = True) -> None:
+        """At first all slots are idle and remember nothing. `cuts` says whether memory can be cut."""
+        self._cuts = cuts
         self._least_copied = max(1, n_ctx // COPY_SHARE)
         self._idle: dict[int, Sequence[int]] = dict.fromkeys(range(slots), ())
         """By slot, empty ones first, then the least recently taken."""
@@ -51,13 +54,13 @@ class PrefixCache:
         """How many of a prompt's `tokens` could be reused now; `live` is what each live slot remembers."""
         reusable = tokens[:-1]
         memories = [*self._idle.values(), *live.values()]
-        return max((common_prefix(reusable, memory) for memory in memories), default=0)
+        return max((self._common(reusable, memory) for memory in memories), default=0)
 
     def take(self, tokens: Sequence[int], live: Mapping[int, Sequence[int]]) -> Placement:
         """Give the prompt `tokens` an idle slot, which is live from now on. At least one slot must be idle."""
         reusable = tokens[:-1]
         # The first of equals: idle before live, for it may need no copy.
-        found = {slot: common_prefix(reusable, memory) for slot, memory in (*self._idle.items(), *live.items())}
+        found = {slot: self._common(reusable, memory) for slot, memory in (*self._idle.items(), *live.items())}
         source = max(found, key=found.__getitem__)
         reused = found[source]
         if source in self._idle and 2 * reused >= len(self._idle[source]) > 0:
@@ -80,6 +83,10 @@ class PrefixCache:
             return bool(memories[slot]), self._taken[slot], slot
 
         self._idle = {slot: memories[slot] for slot in sorted(memories, key=order)}
+
+    def _common(self, tokens: Sequence[int], memory: Sequence[int]) -> int:
+        length = common_prefix(tokens, memory)
+        return length if self._cuts or length == len(memory) else 0
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

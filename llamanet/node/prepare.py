@@ -21,6 +21,9 @@ def prepare(serial: int, request: Generate, backend: Backend, template: ChatTemp
 
     A plain prompt may write the model's special tokens; they are parsed in it as in a rendered template.
     """
+    if not backend.generates:
+        message = "this model only embeds texts; ask another one to generate"
+        return _refused(request, "bad_request", message, "model", "a model that generates")
     try:
         text = request.prompt if request.prompt is not None else template.render(request.messages)
         request = attrs.evolve(request, sampling=_checked(request.sampling, request.resume, backend))

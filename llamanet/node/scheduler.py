@@ -50,11 +50,11 @@ class Step:
 class Scheduler:
     """The waiting and the running sequences of one engine."""
 
-    def __init__(self, *, slots: int, n_ctx: int, n_batch: int, pace: Pace) -> None:
-        """`n_batch` is at least `slots`, so that every stream has its place in every step."""
+    def __init__(self, *, slots: int, n_ctx: int, n_batch: int, pace: Pace, cuts: bool = True) -> None:
+        """`n_batch` is at least `slots`, so that every stream has its place in every step; `cuts` as in `Backend`."""
         self._n_batch = n_batch
         self._pace = pace
-        self._cache = PrefixCache(slots=slots, n_ctx=n_ctx)
+        self._cache = PrefixCache(slots=slots, n_ctx=n_ctx, cuts=cuts)
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
         """By slot, in the order of admission."""

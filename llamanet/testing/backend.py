@@ -111,6 +111,7 @@ class ScriptedBackend:
     slots: int = 4
     n_vocab: int = _VOCABULARY
     n_embd: int = 4
+    generates: bool = True
     chat_template: str | None = (
         "{% for message in messages %}<{{ message.role }}> {{ message.content }} {% endfor %}<assistant>"
     )
@@ -129,6 +130,7 @@ class ScriptedBackend:
     computed: int = 0
     """Tokens decoded so far."""
     closed: bool = False
+    cuts: bool = attrs.field(init=False)
     spent: float = 0.0
     """Scripted seconds that nobody has slept yet; only without `sleep`."""
     _scripts: dict[int, tuple[list[int], int, int]] = attrs.field(factory=dict)
@@ -137,7 +139,11 @@ class ScriptedBackend:
     """The first position that a slot's window still holds."""
     _released: threading.Event = attrs.field(factory=threading.Event)
 
-    def tokenize(self, text: str) -> list[int]:
+    @cuts.default
+    def _cuts(self) -> bool:
+        return not self.recurrent
+
+    def tokenize(self, text: str, *, whole: bool = False) -> list[int]:
         """A token a word."""
         return _tokenize(text)
 

@@ -72,7 +72,7 @@ class Reply:
 class Parrot(ScriptedBackend):
     """`#3` in a prompt is token 3, so that a prompt can hold what was answered before."""
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, *, whole: bool = False) -> list[int]:
         return [int(word[1:]) if word[0] == "#" else super(Parrot, self).tokenize(word)[0] for word in text.split()]
 
 

@@ -144,3 +144,14 @@ def test_a_sliding_window_refuses_a_cut_whose_window_is_gone() -> None:
     backend.copy(0, 1)
     assert not backend.forget(1, 19)
     assert backend.forget(1, 0)
+
+
+def test_memory_that_cannot_be_cut_is_reused_whole_or_not_at_all() -> None:
+    cache = PrefixCache(slots=2, n_ctx=64, cuts=False)
+    first = cache.take([1, 2, 3], {})
+    cache.release(first.slot, [1, 2, 3, 4])
+    assert cache.longest([1, 2, 3, 9, 9], {}) == 0
+    assert cache.take([1, 2, 3, 9, 9], {}) == Placement(1, 1, 0)
+    cache.release(1, [1, 2, 3, 9, 9])
+    assert cache.longest([1, 2, 3, 4], {}) == 0, "the last token is computed"
+    assert cache.take([1, 2, 3, 4, 5], {}) == Placement(0, 0, 4)

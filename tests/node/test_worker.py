@@ -100,7 +100,7 @@ async def test_requests_in_preparation_are_done_before_the_model_is_closed() -> 
     closed_while_used = []
 
     class Slow(ScriptedBackend):
-        def tokenize(self, text: str) -> list[int]:
+        def tokenize(self, text: str, *, whole: bool = False) -> list[int]:
             entered.set()
             closed_while_used.append(closing.wait(0.2))
             return super().tokenize(text)
