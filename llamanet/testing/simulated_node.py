@@ -20,9 +20,9 @@ from llamanet.dht.routing import RoutingTable
 from llamanet.dht.search import RecordVerifier
 from llamanet.dht.service import OWN_SOURCE
 from llamanet.dht.storage import Kept, RecordStore
-from llamanet.dht.upkeep import Exploration, chores, pause_before_chores
 from llamanet.errors import BadMessage
 from llamanet.testing.mail import NAT_S, Mail, OnReply
+from llamanet.testing.simulated_upkeep import Upkeep
 from llamanet.wire.envelope import MAX_DATAGRAM_BYTES, MAX_PAYLOAD_BYTES, Envelope
 from llamanet.wire.identity import Identity, NodeId, PublicKey
 from llamanet.wire.record import encode_record, sign_record
@@ -44,8 +44,6 @@ from llamanet.wire.rpc import (
 if TYPE_CHECKING:
     from llamanet.testing.simulator import Simulation
 
-EPOCH = 1_900_000_000.0
-"""Seconds since 1970 when a simulation starts."""
 REJOIN_S = 2.0
 """Until a node that found nobody tries through another peer (as `bootstrap.ALONE_RETRY_S`)."""
 TRANSACTION = bytes(TRANSACTION_BYTES)
@@ -106,10 +104,7 @@ class SimulatedNode:
         self._guard = Guard(simulation.now)
         self._sent_to: dict[Address, float] = {}
         self._checking: set[Contact] = set()
-        self._exploration = Exploration(config.refresh_interval)
-        self._explore_called = False
-        self._explore_turn = 0
-        self._explore_waiting = False
+        self._upkeep = Upkeep(self) if simulation.upkeep else None
         self._handlers = Handlers(
             own_id=identity.node_id,
             network=config.network,
@@ -124,9 +119,11 @@ class SimulatedNode:
 
     # --- operations ---------------------------------------------------------------------------------------------------
 
-    def start_alone(self) -> None:
-        """Be the first node of a network."""
-        self._begin()
+    def begin(self) -> None:
+        """Be a member: the first one, or one that has looked itself up."""
+        self.joined = True
+        if self._upkeep:
+            self._upkeep.start()
 
     def join(self, through: "SimulatedNode") -> None:
         """Look ourselves up, starting at `through`; if nobody answers, again through somebody else."""
@@ -134,17 +131,17 @@ class SimulatedNode:
         def on_end(found: dict[Contact, bytes]) -> None:
             sim = self.simulation
             if found:
-                self._begin()
+                self.begin()
             elif self.alive:
                 sim.after(REJOIN_S, lambda: self.join(sim.random_peer(self)))
 
-        self._find_nodes(self.contact.node_id, self.simulation.config.k, on_end, seeds=[through.contact])
+        self.find_nodes(self.contact.node_id, self.simulation.config.k, on_end, seeds=[through.contact])
 
     def get(self, key: bytes, done: Callable[[Found], None], *, publisher: NodeId | None = None) -> None:
         """As `Simulation.get`, without waiting."""
         sim = self.simulation
         start = sim.now
-        if any(publisher in (None, record.publisher) for record in self.store.records_of(key, EPOCH + start)):
+        if any(publisher in (None, record.publisher) for record in self.store.records_of(key, sim.wall_now)):
             done(Found(first_value_s=0.0, hops=0, requests=0))
             return
         seeds = self._seeds(key)
@@ -161,7 +158,7 @@ class SimulatedNode:
                 hops.setdefault(told, hops[contact] + 1)
             for encoded in reply.records:
                 try:
-                    record = verifier.verify_untrusted(encoded, key, EPOCH + sim.now)
+                    record = verifier.verify_untrusted(encoded, key, sim.wall_now)
                 except BadMessage:
                     continue
                 if record.lifetime and publisher in (None, record.publisher):
@@ -185,15 +182,15 @@ class SimulatedNode:
                 self.identity,
                 sim.config.network,
                 key=key,
-                sequence=int(1000 * (EPOCH + sim.now)),
-                issued_at=int(EPOCH + sim.now),
+                sequence=int(1000 * sim.wall_now),
+                issued_at=int(sim.wall_now),
                 lifetime=lifetime,
                 value=value,
             )
             encoded = encode_record(record)
             own_distance = distance(self.contact.node_id, key)
             keeps = sum(1 for contact in tokens if distance(contact.node_id, key) < own_distance) < replicas
-            outcome = self.store.put(record, encoded, OWN_SOURCE, EPOCH + sim.now) if keeps else None
+            outcome = self.store.put(record, encoded, OWN_SOURCE, sim.wall_now) if keeps else None
             stored = int(isinstance(outcome, Kept))
             targets = list(tokens.items())[: replicas - keeps]
             waiting = {contact for contact, _ in targets}
@@ -216,7 +213,7 @@ class SimulatedNode:
             if not targets:
                 finish()
 
-        lookup = self._find_nodes(key, replicas, store_at)
+        lookup = self.find_nodes(key, replicas, store_at)
 
     def keep_published(self, key: bytes, value: bytes, *, lifetime: int, interval: float) -> None:
         """Store a record now and every `interval` seconds, within 10 %, while we live (as `node.announcer` does)."""
@@ -237,7 +234,7 @@ class SimulatedNode:
         alpha = self.simulation.config.alpha
         return Lookup(target, self.contact.node_id, seeds, count=count, alpha=alpha, narrow=narrow)
 
-    def _find_nodes(
+    def find_nodes(
         self,
         target: bytes,
         count: int,
@@ -295,7 +292,7 @@ class SimulatedNode:
             return self.behaviour(self, request, asker)
         check = self.table.wants(asker)
         room = MAX_PAYLOAD_BYTES - CHECK_BYTES * check
-        reply = self._handlers.answer(request, asker, now=now, wall_now=EPOCH + now, room=room)
+        reply = self._handlers.answer(request, asker, now=now, wall_now=self.simulation.wall_now, room=room)
         if check:
             self.check(asker)
         return reply
@@ -313,67 +310,14 @@ class SimulatedNode:
         """`contact` answered after `rtt` seconds."""
         self.round_trips.add(contact.public_key, rtt)
         admission = self.table.answered(contact, self.simulation.now)
-        if admission.neighbour and self.simulation.upkeep:
-            self._explore_called = True
-            if self._explore_waiting:
-                self._wake()
+        if admission.neighbour and self._upkeep:
+            self._upkeep.explore()
         if admission.check is not None:
             self.check(admission.check)
 
     def note_overdue(self, contact: Contact) -> None:
         """`contact` did not answer in time."""
         self.table.failed(contact, self.simulation.now)
-
-    # --- upkeep -------------------------------------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        self.joined = True
-        if self.simulation.upkeep:
-            self._exploration.looked_up_at = self.simulation.now
-            self._explore_later()
-            self._tend_later()
-
-    def _tend_later(self) -> None:
-        sim = self.simulation
-        sim.after(pause_before_chores(self.table, sim.config, sim.rng), self._tend)
-
-    def _tend(self) -> None:
-        sim = self.simulation
-        if not self.alive:
-            return
-        contact, target = chores(self.table, sim.config, sim.now, sim.rng)
-        if contact is not None:
-            self.check(contact)
-        self.store.expire(EPOCH + sim.now)
-        if target is None:
-            self._tend_later()
-        else:
-            self._find_nodes(target, sim.config.k, lambda _: self._tend_later())
-
-    def _explore_later(self) -> None:
-        sim = self.simulation
-        if self._explore_called:
-            self._wake()
-            return
-        self._explore_waiting = True
-        self._explore_turn += 1
-        sim.after(self._exploration.pause(sim.rng), self._wake, self._explore_turn)
-
-    def _wake(self, turn: int | None = None) -> None:
-        """The neighbourhood is to be looked up: something new is there, or (with `turn`) it is time."""
-        if not self.alive or (turn is not None and (turn != self._explore_turn or not self._explore_waiting)):
-            return
-        sim = self.simulation
-        self._explore_waiting = False
-        crowded = len(self.table) > sim.config.k
-        at = self._exploration.due_at(called=self._explore_called, crowded=crowded, client=False)
-        self._explore_called = False
-        sim.after(max(0.0, at - sim.now), self._explore)
-
-    def _explore(self) -> None:
-        if self.alive:
-            self._exploration.looked_up_at = self.simulation.now
-            self._find_nodes(self.contact.node_id, self.simulation.config.k, lambda _: self._explore_later())
 
 
 class _Search:

@@ -30,6 +30,8 @@ from llamanet.testing.simulated_node import Found, Put, SimulatedNode
 from llamanet.wire.identity import Identity, NodeId
 from llamanet.wire.rpc import Address
 
+EPOCH = 1_900_000_000.0
+"""Seconds since 1970 when a simulation begins."""
 SPREAD = 0.5
 """Of the nodes' delays: the standard deviation of their logarithm."""
 _FIRST_SUBNET = 20 << 16
@@ -82,6 +84,11 @@ class Simulation:
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
 
+    @property
+    def wall_now(self) -> float:
+        """Seconds since 1970."""
+        return EPOCH + self.now
+
     # --- who is there -------------------------------------------------------------------------------------------------
 
     def start(
@@ -111,7 +118,7 @@ class Simulation:
         """One more node; it joins through the node `through`, and is in by the time of return."""
         node = self.start(reachable=reachable)
         if through is None:
-            node.start_alone()
+            node.begin()
         else:
             node.join(through)
             self.run(until=lambda: node.joined)
