@@ -9,7 +9,11 @@ Rules:
 - Loose parallelism: alpha requests in flight while it gets nearer, `count` once it does not (Kademlia, section 2.3).
   A request that is overdue frees its place and holds nothing up; its late answer still counts.
 - A lookup that starts at a probable holder may ask that one alone first (`narrow`), until the shell says `widen`.
-- Whom it asks is bounded by `MAX_ASKED`, however many contacts liars tell of.
+- It may take several paths that share no contact, each from its own share of the seeds, so that a liar on one does not
+  mislead the others (S/Kademlia, Baumgart & Mies 2007, section 4.3). A path hears only from contacts that it asked
+  itself. That another path's contact answers counts for all that heard of it, so among honest nodes paths agree, and d
+  of them cost little more than one. The result is what all found, together.
+- Whom a path asks is bounded by `MAX_ASKED`, however many contacts liars tell of.
 """
 
 import bisect
@@ -25,7 +29,7 @@ from llamanet.wire.rpc import Contact
 MAX_ASKED = 160
 """Ten times what a lookup among a million honest nodes needs."""
 MAX_PLACES = 3
-"""How many addresses are tried for one id."""
+"""How many addresses are tried for one id, beside the first one that each path hears."""
 
 
 class _State(enum.Enum):
@@ -48,95 +52,73 @@ class _Candidate:
     def contact(self) -> Contact:
         return self.places[self.place]
 
+    def add_place(self, contact: Contact) -> None:
+        self.places.append(contact)
+        if self.state is _State.OVERDUE:
+            self.try_next_place()
+
     def try_next_place(self) -> None:
         if self.place + 1 < len(self.places):
             self.place += 1
             self.state = _State.NEW
 
 
-class Lookup:
-    """The state of one lookup for `target`."""
+class _Path:
+    """The candidates that one path heard of, nearest first, and what it has under way."""
 
-    def __init__(
-        self,
-        target: bytes,
-        own_id: NodeId,
-        seeds: Iterable[Contact],
-        *,
-        count: int,
-        alpha: int,
-        narrow: bool = False,
-    ) -> None:
-        self._number = number_of(target)
-        self._own_id = own_id
+    def __init__(self, count: int, alpha: int) -> None:
         self._count = count
         self._alpha = alpha
-        self._by_id: dict[NodeId, _Candidate] = {}
         self._order: list[_Candidate] = []
         self._distances: list[int] = []
-        self._in_flight = 0
         self._nearest_answer: int | None = None
         self._without_progress = 0
+        self.in_flight = 0
         self.asked = 0
-        self.narrow = narrow
-        """Whether one contact is asked at a time."""
-        self._add(seeds)
 
     @property
     def finished(self) -> bool:
-        """Whether nobody is left to ask, or to wait for."""
         if self.asked >= MAX_ASKED:
-            return self._in_flight == 0
+            return self.in_flight == 0
         return all(candidate.state is _State.ANSWERED for candidate in self._leading())
 
-    def next(self) -> Contact | None:
-        """The next contact to ask now; None if all that may be asked at once are under way, or there is none."""
-        if self.narrow:
-            most = 1
-        else:
+    def next(self, *, most: int | None) -> _Candidate | None:
+        """Whom to ask now, with `most` requests under way (None: as many as usual)."""
+        if most is None:
             stalled = self._without_progress >= self._alpha
             most = max(self._count, self._alpha) if stalled else self._alpha
-        if self._in_flight >= most or self.asked >= MAX_ASKED:
+        if self.in_flight >= most or self.asked >= MAX_ASKED:
             return None
         for candidate in self._leading():
             if candidate.state is _State.NEW:
-                candidate.state = _State.ASKED
-                self._in_flight += 1
+                self.in_flight += 1
                 self.asked += 1
-                return candidate.contact
+                return candidate
         return None
 
-    def widen(self) -> None:
-        """The first contact brought nothing, or not soon enough: ask as many as alpha allows."""
-        self.narrow = False
+    def hear(self, candidate: _Candidate) -> bool:
+        """Take in a candidate. False if the path heard of it before."""
+        place = bisect.bisect_left(self._distances, candidate.distance)
+        if place < len(self._distances) and self._distances[place] == candidate.distance:
+            return False
+        self._distances.insert(place, candidate.distance)
+        self._order.insert(place, candidate)
+        return True
 
-    def answered(self, contact: Contact, contacts: Iterable[Contact]) -> None:
-        """`contact` answered, and told of `contacts`. Late answers, after `overdue`, count as well."""
-        candidate = self._by_id[contact.node_id]
-        if candidate.state is _State.ASKED:
-            self._in_flight -= 1
-        candidate.state = _State.ANSWERED
-        candidate.place = candidate.places.index(contact)
-        nearest = candidate.distance if self._nearest_answer is None else min(self._nearest_answer, candidate.distance)
-        progress = self._nearest_answer is None or nearest < self._nearest_answer
-        self._nearest_answer = nearest
-        self._without_progress = 0 if progress else self._without_progress + 1
-        self._add(contacts)
+    def note_answer(self, candidate: _Candidate) -> None:
+        """Whether it got nearer by this answer decides how many are asked at once."""
+        if self._nearest_answer is None or candidate.distance < self._nearest_answer:
+            self._nearest_answer = candidate.distance
+            self._without_progress = 0
+        else:
+            self._without_progress += 1
 
-    def overdue(self, contact: Contact) -> None:
-        """`contact` did not answer in time, or cannot be reached."""
-        candidate = self._by_id[contact.node_id]
-        if candidate.state is not _State.ASKED or candidate.contact != contact:
-            return
-        self._in_flight -= 1
-        candidate.state = _State.OVERDUE
+    def note_silence(self) -> None:
         self._without_progress += 1
-        candidate.try_next_place()
 
-    def closest(self) -> list[Contact]:
-        """The nearest contacts that answered so far, at most `count`, nearest first."""
-        answered = [candidate.contact for candidate in self._order if candidate.state is _State.ANSWERED]
-        return answered[: self._count]
+    def closest(self) -> list[_Candidate]:
+        """The nearest that answered, at most `count`."""
+        return [candidate for candidate in self._order if candidate.state is _State.ANSWERED][: self._count]
 
     def _leading(self) -> list[_Candidate]:
         """The `count` nearest candidates that answered or still may in time."""
@@ -148,18 +130,103 @@ class Lookup:
                     break
         return leading
 
-    def _add(self, contacts: Iterable[Contact]) -> None:
+
+class Lookup:
+    """The state of one lookup for `target`.
+
+    Args:
+      target: 32 bytes, an id or a key.
+      own_id: ours, which is never asked.
+      seeds: whom to ask first, nearest first; dealt out among the paths.
+      count: how many contacts to find.
+      alpha: requests under way at once, on each path.
+      narrow: whether to ask one contact alone first; only with one path.
+      paths: how many paths share no contact; as many as there are seeds, if those are fewer.
+    """
+
+    def __init__(
+        self,
+        target: bytes,
+        own_id: NodeId,
+        seeds: Iterable[Contact],
+        *,
+        count: int,
+        alpha: int,
+        narrow: bool = False,
+        paths: int = 1,
+    ) -> None:
+        self._number = number_of(target)
+        self._own_id = own_id
+        self._by_id: dict[NodeId, _Candidate] = {}
+        self._asked_by: dict[Contact, _Path] = {}
+        self.narrow = narrow
+        """Whether one contact is asked at a time."""
+        seeds = list(seeds)
+        self._paths = [_Path(count, alpha) for _ in range(max(1, min(paths, len(seeds))))]
+        for number, path in enumerate(self._paths):
+            self._tell(path, seeds[number :: len(self._paths)])
+
+    @property
+    def asked(self) -> int:
+        """How many contacts were asked."""
+        return len(self._asked_by)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nobody is left to ask, or to wait for."""
+        return all(path.finished for path in self._paths)
+
+    def next(self) -> Contact | None:
+        """The next contact to ask now; None if all that may be asked at once are under way, or there is none."""
+        for path in self._paths:
+            candidate = path.next(most=1 if self.narrow else None)
+            if candidate is not None:
+                candidate.state = _State.ASKED
+                self._asked_by[candidate.contact] = path
+                return candidate.contact
+        return None
+
+    def widen(self) -> None:
+        """The first contact brought nothing, or not soon enough: ask as many as alpha allows."""
+        self.narrow = False
+
+    def answered(self, contact: Contact, contacts: Iterable[Contact]) -> None:
+        """`contact` answered, and told of `contacts`. Late answers, after `overdue`, count as well."""
+        candidate = self._by_id[contact.node_id]
+        if candidate.state is _State.ASKED:
+            self._asked_by[candidate.contact].in_flight -= 1
+        candidate.state = _State.ANSWERED
+        candidate.place = candidate.places.index(contact)
+        path = self._asked_by[contact]
+        path.note_answer(candidate)
+        self._tell(path, contacts)
+
+    def overdue(self, contact: Contact) -> None:
+        """`contact` did not answer in time, or cannot be reached."""
+        candidate = self._by_id[contact.node_id]
+        if candidate.state is not _State.ASKED or candidate.contact != contact:
+            return
+        path = self._asked_by[contact]
+        path.in_flight -= 1
+        path.note_silence()
+        candidate.state = _State.OVERDUE
+        candidate.try_next_place()
+
+    def closest(self) -> list[Contact]:
+        """The nearest contacts that answered so far, nearest first: at most `count` of each path."""
+        found = {candidate.distance: candidate.contact for path in self._paths for candidate in path.closest()}
+        return [found[distance] for distance in sorted(found)]
+
+    def _tell(self, path: _Path, contacts: Iterable[Contact]) -> None:
         for contact in contacts:
             if contact.node_id == self._own_id:
                 continue
             candidate = self._by_id.get(contact.node_id)
             if candidate is None:
-                candidate = _Candidate(contact.number ^ self._number, [contact])
-                self._by_id[contact.node_id] = candidate
-                place = bisect.bisect(self._distances, candidate.distance)
-                self._distances.insert(place, candidate.distance)
-                self._order.insert(place, candidate)
-            elif contact not in candidate.places and len(candidate.places) < MAX_PLACES:
-                candidate.places.append(contact)
-                if candidate.state is _State.OVERDUE:
-                    candidate.try_next_place()
+                candidate = self._by_id[contact.node_id] = _Candidate(contact.number ^ self._number, [contact])
+                path.hear(candidate)
+            else:
+                # What a path hears first always counts, for lies told to another path must not hide it.
+                news = path.hear(candidate)
+                if contact not in candidate.places and (news or len(candidate.places) < MAX_PLACES):
+                    candidate.add_place(contact)

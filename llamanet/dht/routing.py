@@ -7,6 +7,10 @@ Rules:
   and is the only one that splits (Kademlia, section 2.4).
 - A full bucket prefers its old contacts: a new one waits in the replacement cache, and enters when one fails
   (S/Kademlia; uptime predicts uptime).
+- Who is new is on trial: others are told of it only after it has answered again, `TRIAL_S` after its first answer (as
+  go-ethereum's discovery tells only of contacts that passed a later liveness check). So a crowd of fresh ids is not
+  spread by the honest, and who leaves at once never is. Our own lookups ask it meanwhile. Where there is nobody else to
+  tell of, in a small swarm or while most of our table is new, contacts on trial are told as well.
 - At most 2 contacts of a subnet a bucket and 10 a table, so that one owner of a subnet cannot surround anybody.
 - One address, one contact: a node that came back with a new key takes its old place.
 - Contacts that lately failed are not told to others, and leave after `MAX_FAILURES` in a row.
@@ -30,13 +34,15 @@ PER_SUBNET_IN_BUCKET = 2
 PER_SUBNET_IN_TABLE = 10
 MAX_BUCKETS = 64
 """No two honest ids of any swarm that fits on Earth share more bits."""
+TRIAL_S = 30.0
+"""Between two answers of a contact at least, before others are told of it."""
 DOUBT_S = 60.0
 """A contact not heard from for this long may be gone, so it is checked when another wants its place."""
 
 
 @attrs.define(eq=False)
 class Entry:
-    """A contact in the table: when it first and last answered, and how often it failed since."""
+    """A contact in the table: when it first and last answered, how often it failed since, and if its trial is over."""
 
     contact: Contact
     number: int
@@ -44,6 +50,7 @@ class Entry:
     seen: float
     checked: float
     failures: int = 0
+    proven: bool = False
 
 
 @attrs.define(eq=False)
@@ -81,6 +88,7 @@ class RoutingTable:
         self._by_id: dict[NodeId, Entry] = {}
         self._by_address: dict[Address, NodeId] = {}
         self._subnets: dict[bytes, int] = {}
+        self._proven = 0
         self._network_size: float | None = None
 
     def __len__(self) -> int:
@@ -133,6 +141,9 @@ class RoutingTable:
         if entry is not None:
             if entry.contact.address == contact.address:
                 entry.seen, entry.failures = now, 0
+                if not entry.proven and now - entry.since >= TRIAL_S:
+                    entry.proven = True
+                    self._proven += 1
                 return _KNOWN
             if not self._has_moved(entry, contact):
                 return _KNOWN
@@ -140,8 +151,10 @@ class RoutingTable:
         evicted = self._by_address.get(contact.address)
         if evicted is not None:
             self._remove(self._by_id[evicted])
-        since = entry.since if entry else now
-        return self._admit(Entry(contact, contact.number, since, now, now), now)
+        new = Entry(contact, contact.number, now, now, now)
+        if entry is not None:
+            new.since, new.proven = entry.since, entry.proven
+        return self._admit(new, now)
 
     def failed(self, contact: Contact, now: float) -> None:
         """`contact` did not answer a request in time."""
@@ -173,24 +186,41 @@ class RoutingTable:
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
-    def closest(self, target: bytes, count: int, *, good_only: bool = False) -> list[Contact]:
-        """The `count` contacts nearest to `target`, nearest first; with `good_only`, none that failed lately."""
+    def closest(
+        self, target: bytes, count: int, *, good_only: bool = False, proven_only: bool = False
+    ) -> list[Contact]:
+        """The `count` contacts nearest to `target`, nearest first.
+
+        With `good_only` none that failed lately, with `proven_only` none on trial either.
+        """
+
+        def fit(bucket: Bucket) -> list[Entry]:
+            if not good_only:
+                return bucket.entries
+            return [entry for entry in bucket.entries if not entry.failures and (entry.proven or not proven_only)]
+
         number = number_of(target)
         index = min(common_prefix_bits(self._own, number), len(self._buckets) - 1)
         # Bucket `index` is nearest to the target. All buckets nearer to us than it are equally far from the target
         # down to its first differing bit, then come the farther buckets, one by one.
-        found = list(self._buckets[index].entries)
-        if good_only:
-            found = [entry for entry in found if not entry.failures]
+        found = list(fit(self._buckets[index]))
         if len(found) < count:
             for bucket in self._buckets[index + 1 :]:
-                found += [entry for entry in bucket.entries if not (good_only and entry.failures)]
+                found += fit(bucket)
         for bucket in reversed(self._buckets[:index]):
             if len(found) >= count:
                 break
-            found += [entry for entry in bucket.entries if not (good_only and entry.failures)]
+            found += fit(bucket)
         found.sort(key=lambda entry: entry.number ^ number)
         return [entry.contact for entry in found[:count]]
+
+    def to_tell(self, target: bytes, count: int) -> list[Contact]:
+        """The `count` good contacts nearest to `target` that others are told of, nearest first."""
+        if 2 * self._proven >= len(self):
+            told = self.closest(target, count, good_only=True, proven_only=True)
+            if len(told) == count:
+                return told
+        return self.closest(target, count, good_only=True)
 
     def is_proved(self, contact: Contact) -> bool:
         """Whether `contact` has answered us from this very address."""
@@ -200,27 +230,26 @@ class RoutingTable:
     # --- upkeep -------------------------------------------------------------------------------------------------------
 
     def to_check(self, now: float, *, retry_after: float, idle_after: float) -> Contact | None:
-        """Who should be pinged next: one that failed `retry_after` seconds ago, else the one silent longest.
+        """Who should be pinged next: one that failed, or whose trial is to end, else the one silent longest.
 
-        None if nobody failed so long ago, and nobody is silent for `idle_after` seconds.
+        The first two if they were not checked for `retry_after` seconds, the last if it is silent for `idle_after`
+        seconds; None if there is no such contact.
         """
         oldest: Entry | None = None
         for entry in self._by_id.values():
-            if entry.failures:
-                if now - entry.checked >= retry_after:
-                    oldest = entry
-                    break
-            elif now - entry.seen >= idle_after and (oldest is None or entry.seen < oldest.seen):
+            if _is_urgent(entry, now) and now - entry.checked >= retry_after:
+                oldest = entry
+                break
+            if not entry.failures and now - entry.seen >= idle_after and (oldest is None or entry.seen < oldest.seen):
                 oldest = entry
         if oldest is None:
             return None
         oldest.checked = now
         return oldest.contact
 
-    @property
-    def has_failing(self) -> bool:
-        """Whether a contact failed and has not answered since."""
-        return any(entry.failures for entry in self._by_id.values())
+    def has_urgent(self, now: float) -> bool:
+        """Whether a contact failed and has not answered since, or is to end its trial."""
+        return any(_is_urgent(entry, now) for entry in self._by_id.values())
 
     def looked_up(self, target: bytes, now: float) -> None:
         """A lookup for `target` ended, so its bucket is fresh."""
@@ -262,7 +291,12 @@ class RoutingTable:
         if len(bucket.entries) < self._k:
             self._insert(bucket, new)
             return _NEIGHBOUR if bucket is self._buckets[-1] else _ADDED
-        bucket.waiting = [other for other in bucket.waiting if other.contact.node_id != new.contact.node_id]
+        for place, other in enumerate(bucket.waiting):
+            if other.contact == new.contact:
+                new.since, new.proven = other.since, now - other.since >= TRIAL_S
+            if other.contact.node_id == new.contact.node_id:
+                del bucket.waiting[place]
+                break
         bucket.waiting.append(new)
         del bucket.waiting[: -self._k]
         doubtful = max(bucket.entries, key=lambda entry: (entry.failures, now - entry.seen))
@@ -273,6 +307,7 @@ class RoutingTable:
         bucket.entries.append(entry)
         bucket.waiting = [other for other in bucket.waiting if other.contact.node_id != entry.contact.node_id]
         self._network_size = None
+        self._proven += entry.proven
         self._by_id[entry.contact.node_id] = entry
         self._by_address[entry.contact.address] = entry.contact.node_id
         subnet = subnet_of(entry.contact.address.host)
@@ -282,6 +317,7 @@ class RoutingTable:
     def _remove(self, entry: Entry) -> None:
         self._bucket_of(entry.number).entries.remove(entry)
         self._network_size = None
+        self._proven -= entry.proven
         del self._by_id[entry.contact.node_id]
         del self._by_address[entry.contact.address]
         subnet = subnet_of(entry.contact.address.host)
@@ -291,7 +327,8 @@ class RoutingTable:
                 del self._subnets[subnet]
 
     def _promote(self, bucket: Bucket) -> None:
-        """Give the free place to the waiting contact that answered last."""
+        """Give the free place to the waiting contact that answered last; to one on trial only if there is no other."""
+        bucket.waiting.sort(key=lambda entry: entry.proven)
         while bucket.waiting:
             entry = bucket.waiting.pop()
             if entry.contact.address not in self._by_address and self._subnet_has_room(bucket, entry.contact):
@@ -307,3 +344,7 @@ class RoutingTable:
             both: list[Entry] = getattr(last, name)
             setattr(near, name, [entry for entry in both if common_prefix_bits(self._own, entry.number) > depth])
             setattr(last, name, [entry for entry in both if common_prefix_bits(self._own, entry.number) == depth])
+
+
+def _is_urgent(entry: Entry, now: float) -> bool:
+    return entry.failures > 0 or not (entry.proven or now - entry.since < TRIAL_S)

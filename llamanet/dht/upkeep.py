@@ -80,9 +80,9 @@ async def explore(overlay: Overlay, rng: Random) -> None:
             await overlay.find_nodes(overlay.identity.node_id, overlay.config.k)
 
 
-def pause_before_chores(table: RoutingTable, config: DhtConfig, rng: Random) -> float:
+def pause_before_chores(table: RoutingTable, config: DhtConfig, now: float, rng: Random) -> float:
     """How long to wait for the next `chores`, in seconds."""
-    pause = min(RETRY_S, config.liveness_interval) if table.has_failing else config.liveness_interval
+    pause = min(RETRY_S, config.liveness_interval) if table.has_urgent(now) else config.liveness_interval
     return pause * rng.uniform(0.75, 1.25)
 
 
@@ -98,7 +98,7 @@ async def keep_fresh(overlay: Overlay, store: RecordStore, rng: Random) -> None:
     config, table = overlay.config, overlay.table
     saved_at = trio.current_time()
     while True:
-        await trio.sleep(pause_before_chores(table, config, rng))
+        await trio.sleep(pause_before_chores(table, config, trio.current_time(), rng))
         now = trio.current_time()
         contact, target = chores(table, config, now, rng)
         if contact is not None:

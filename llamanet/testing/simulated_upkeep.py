@@ -35,7 +35,7 @@ class Upkeep:
 
     def _pause_chores(self) -> None:
         sim = self._node.simulation
-        sim.after(pause_before_chores(self._node.table, sim.config, sim.rng), self._do_chores)
+        sim.after(pause_before_chores(self._node.table, sim.config, sim.now, sim.rng), self._do_chores)
 
     def _do_chores(self) -> None:
         node, sim = self._node, self._node.simulation

@@ -11,6 +11,7 @@ from llamanet.dht.routing import (
     MAX_FAILURES,
     PER_SUBNET_IN_BUCKET,
     PER_SUBNET_IN_TABLE,
+    TRIAL_S,
     RoutingTable,
 )
 from llamanet.wire.identity import NodeId
@@ -42,7 +43,7 @@ def test_whatever_happens_the_table_keeps_its_rules(steps, target_number):
     table = RoutingTable(OWN, k=K)
     now = 0.0
     for what, number in steps:
-        now += 1.0
+        now += TRIAL_S / 4
         peer = contact(number)
         if what == "answered":
             table.answered(peer, now)
@@ -56,9 +57,15 @@ def test_whatever_happens_the_table_keeps_its_rules(steps, target_number):
     for count in (1, K, 100):
         expected = sorted(known, key=lambda peer: distance(peer.node_id, target))[:count]
         assert table.closest(target, count) == expected
+    assert table._proven == sum(entry.proven for entry in table)
     good = [entry.contact for entry in table if not entry.failures]
     good.sort(key=lambda peer: distance(peer.node_id, target))
     assert table.closest(target, K, good_only=True) == good[:K]
+    told = table.to_tell(target, K)
+    assert len(told) == min(K, len(good))
+    proven = [entry.contact for entry in table if entry.proven and not entry.failures]
+    if 2 * table._proven >= len(table) and len(proven) >= K:
+        assert set(told) <= set(proven)
 
 
 def test_only_the_own_bucket_splits():
@@ -122,10 +129,10 @@ def test_an_answer_clears_failures():
     table.answered(contact(1), 0.0)
     for _ in range(MAX_FAILURES - 1):
         table.failed(contact(1), 1.0)
-    assert table.has_failing
+    assert table.has_urgent(1.0)
     assert table.closest(OWN, K, good_only=True) == []
     table.answered(contact(1), 2.0)
-    assert not table.has_failing
+    assert not table.has_urgent(2.0)
     assert table.closest(OWN, K, good_only=True) == [contact(1)]
 
 
@@ -135,7 +142,7 @@ def test_a_failure_at_another_address_proves_nothing():
     liar = Contact(contact(1).public_key, Address("10.9.9.9", 9))
     for _ in range(10):
         table.failed(liar, 1.0)
-    assert not table.has_failing
+    assert not table.has_urgent(1.0)
 
 
 def test_a_contact_that_moved_is_found_at_its_new_address():
@@ -254,3 +261,91 @@ def test_who_asks_is_worth_a_ping_only_if_there_is_a_place(answered_first):
         assert not table.wants(contact(1))
         table.failed(contact(1), 1.0)
         assert table.wants(contact(1))
+
+
+# --- the trial of the new ---------------------------------------------------------------------------------------------
+
+
+def old_table(peers, k=K):
+    """A table in which `peers` have passed their trial by the time `TRIAL_S`."""
+    table = RoutingTable(OWN, k=k)
+    for peer in peers:
+        table.answered(peer, 0.0)
+    for peer in peers:
+        table.answered(peer, TRIAL_S)
+    return table
+
+
+def test_others_are_told_of_the_new_only_after_a_second_answer():
+    old, new = [contact(number) for number in range(1, 7)], contact(99)
+    table = old_table(old, k=16)
+    target = new.node_id
+    table.answered(new, TRIAL_S + 1)
+    assert table.closest(target, 4, good_only=True)[0] == new, "our own lookups ask it"
+    assert new not in table.to_tell(target, 4)
+    table.answered(new, 2 * TRIAL_S)
+    assert new not in table.to_tell(target, 4), "an answer too soon proves nothing"
+    table.answered(new, 2 * TRIAL_S + 1)
+    assert table.to_tell(target, 4)[0] == new
+
+
+def test_a_small_swarm_is_told_of_as_it_is():
+    old, new = [contact(number) for number in range(1, 7)], contact(99)
+    table = old_table(old, k=16)
+    table.answered(new, TRIAL_S + 1)
+    told = table.to_tell(new.node_id, 16)
+    assert told == sorted([*old, new], key=lambda peer: distance(peer.node_id, new.node_id))
+
+
+def test_while_most_of_the_table_is_new_all_are_told():
+    table = RoutingTable(OWN, k=16)
+    for number in range(1, 13):
+        table.answered(contact(number), 0.0)
+    for number in range(1, 7):
+        assert table.to_tell(OWN, 4) == table.closest(OWN, 4)
+        table.answered(contact(number), TRIAL_S)
+    assert table.to_tell(OWN, 4) == table.closest(OWN, 4, good_only=True, proven_only=True) != table.closest(OWN, 4)
+
+
+def test_nobody_is_told_of_who_failed_lately_however_old():
+    table = old_table([contact(number) for number in range(1, 7)], k=16)
+    nearest = table.to_tell(OWN, 1)[0]
+    table.failed(nearest, TRIAL_S + 1)
+    assert nearest not in table.to_tell(OWN, 16)
+
+
+def test_a_contact_that_moved_keeps_the_trust_it_has():
+    table = old_table([contact(number) for number in range(1, 7)], k=16)
+    moved = Contact(contact(1).public_key, Address("10.9.9.9", 9))
+    table.answered(moved, TRIAL_S + 1)
+    assert moved in table.to_tell(moved.node_id, 1)
+
+
+def test_a_place_goes_to_who_has_waited_longest_enough_before_a_stranger():
+    table = RoutingTable(OWN, k=K)
+    first = in_bucket(0, K + 3)
+    for peer in [*in_bucket(1, K), *first[: K + 1]]:
+        table.answered(peer, 0.0)
+    steady, *strangers = first[K:]
+    table.answered(steady, TRIAL_S)
+    for stranger in strangers:
+        table.answered(stranger, TRIAL_S + 1)
+    for _ in range(FAILURES_IF_REPLACED):
+        table.failed(first[0], TRIAL_S + 2)
+    assert steady.node_id in table
+    assert not any(stranger.node_id in table for stranger in strangers)
+    assert steady in table.closest(OWN, 100, good_only=True, proven_only=True)
+
+
+def test_a_trial_ends_by_a_check_in_time():
+    old, new = contact(1), contact(2)
+    table = old_table([old])
+    table.answered(new, 10.0)
+    table.answered(old, 10.0 + TRIAL_S)
+    assert not table.has_urgent(9.0 + TRIAL_S)
+    assert table.to_check(9.0 + TRIAL_S, retry_after=1.0, idle_after=60.0) is None
+    assert table.has_urgent(10.0 + TRIAL_S)
+    assert table.to_check(10.0 + TRIAL_S, retry_after=1.0, idle_after=60.0) == new
+    assert table.to_check(10.5 + TRIAL_S, retry_after=1.0, idle_after=60.0) is None, "it is being checked"
+    table.answered(new, 10.5 + TRIAL_S)
+    assert not table.has_urgent(11.0 + TRIAL_S)
