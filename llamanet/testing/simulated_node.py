@@ -137,7 +137,9 @@ class SimulatedNode:
 
         self.find_nodes(self.contact.node_id, self.simulation.config.k, on_end, seeds=[through.contact])
 
-    def get(self, key: bytes, done: Callable[[Found], None], *, publisher: NodeId | None = None) -> None:
+    def get(
+        self, key: bytes, done: Callable[[Found], None], *, publisher: NodeId | None = None, paths: int = 1
+    ) -> None:
         """As `Simulation.get`, without waiting."""
         sim = self.simulation
         start = sim.now
@@ -145,7 +147,7 @@ class SimulatedNode:
             done(Found(first_value_s=0.0, hops=0, requests=0))
             return
         seeds = self._seeds(key)
-        lookup = self._lookup(key, sim.config.replicas, seeds, for_values=True)
+        lookup = self._lookup(key, sim.config.replicas, seeds, for_values=True, paths=paths)
         verifier = RecordVerifier(sim.config.network)
         hops = dict.fromkeys(seeds, 1)
         request = FindValue(transaction=TRANSACTION, client=False, key=key)
@@ -172,7 +174,7 @@ class SimulatedNode:
         search = _Search(self, lookup, request, on_reply, on_end)
         search.step()
 
-    def put(self, key: bytes, value: bytes, lifetime: int, done: Callable[[Put], None]) -> None:
+    def put(self, key: bytes, value: bytes, lifetime: int, done: Callable[[Put], None], *, paths: int = 1) -> None:
         """As `Simulation.put`, without waiting."""
         sim = self.simulation
         start, replicas = sim.now, sim.config.replicas
@@ -213,7 +215,7 @@ class SimulatedNode:
             if not targets:
                 finish()
 
-        lookup = self.find_nodes(key, replicas, store_at)
+        lookup = self.find_nodes(key, replicas, store_at, paths=paths)
 
     def keep_published(self, key: bytes, value: bytes, *, lifetime: int, interval: float) -> None:
         """Store a record now and every `interval` seconds, within 10 %, while we live (as `node.announcer` does)."""
@@ -229,10 +231,13 @@ class SimulatedNode:
         k = self.simulation.config.k
         return self.table.closest(target, k, good_only=True) or self.table.closest(target, k)
 
-    def _lookup(self, target: bytes, count: int, seeds: list[Contact], *, for_values: bool = False) -> Lookup:
-        narrow = for_values and bool(seeds) and self.table.nodes_within(seeds[0].number ^ number_of(target)) < count
+    def _lookup(
+        self, target: bytes, count: int, seeds: list[Contact], *, for_values: bool = False, paths: int = 1
+    ) -> Lookup:
+        near = bool(seeds) and self.table.nodes_within(seeds[0].number ^ number_of(target)) < count
+        narrow = for_values and near and paths == 1
         alpha = self.simulation.config.alpha
-        return Lookup(target, self.contact.node_id, seeds, count=count, alpha=alpha, narrow=narrow)
+        return Lookup(target, self.contact.node_id, seeds, count=count, alpha=alpha, narrow=narrow, paths=paths)
 
     def find_nodes(
         self,
@@ -241,9 +246,10 @@ class SimulatedNode:
         done: Callable[[dict[Contact, bytes]], None],
         *,
         seeds: list[Contact] | None = None,
+        paths: int = 1,
     ) -> Lookup:
         """Find the `count` nodes nearest to `target`, from our contacts or from `seeds`, with their write tokens."""
-        lookup = self._lookup(target, count, seeds or self._seeds(target))
+        lookup = self._lookup(target, count, seeds or self._seeds(target), paths=paths)
         tokens: dict[Contact, bytes] = {}
         request = FindNode(transaction=TRANSACTION, client=False, target=target)
 

@@ -152,10 +152,10 @@ class Simulation:
 
     # --- what they do -------------------------------------------------------------------------------------------------
 
-    def get(self, reader: SimulatedNode, key: bytes, *, publisher: NodeId | None = None) -> Found:
-        """Read until the first value arrives (of `publisher`, if given), or nobody is left to ask."""
+    def get(self, reader: SimulatedNode, key: bytes, *, publisher: NodeId | None = None, paths: int = 1) -> Found:
+        """Read until the first value arrives (of `publisher`, if given), or nobody is left to ask, by so many paths."""
         found: list[Found] = []
-        reader.get(key, found.append, publisher=publisher)
+        reader.get(key, found.append, publisher=publisher, paths=paths)
         self.run(until=lambda: bool(found))
         return found[0]
 
@@ -166,10 +166,11 @@ class Simulation:
         value: bytes,
         *,
         lifetime: int = 1800,
+        paths: int = 1,
     ) -> Put:
         """Look up the nodes nearest to `key`, and store a record signed by `publisher` there."""
         done: list[Put] = []
-        publisher.put(key, value, lifetime, done.append)
+        publisher.put(key, value, lifetime, done.append, paths=paths)
         self.run(until=lambda: bool(done))
         return done[0]
 
