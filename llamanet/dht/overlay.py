@@ -207,6 +207,7 @@ class Overlay:
         search = Search(lookup, self.requests, request)
         while not lookup.finished:
             for outcome in await search.step():
+                search.note(outcome)
                 if outcome.contact is not None and isinstance(outcome.reply, Nodes):
                     tokens[outcome.contact] = outcome.reply.token
         self.table.looked_up(target, trio.current_time())
@@ -234,25 +235,26 @@ class Overlay:
             self.drops.count("rate")
             return
         try:
-            opened = self._envelope.open_checked_untrusted(datagram, sender)
+            payload = self._envelope.open_checked_untrusted(datagram, sender)
         except BadMessage:
             self.drops.count("box")
             return
+        introduction = self._envelope.is_introduction(datagram)
         # Whoever introduces itself only claims its key, so it does not speak for an address that we know.
-        proved = known and not opened.introduction
+        proved = known and not introduction
         if (proved and not self._guard.admit(source.host, now)) or (
-            opened.introduction and not self._guard.admit_introduction(source.host, now)
+            introduction and not self._guard.admit_introduction(source.host, now)
         ):
             self.drops.count("rate")
             return
         try:
-            message = decode_rpc_untrusted(opened.payload)
+            message = decode_rpc_untrusted(payload)
             if isinstance(message, REQUESTS):
-                if opened.introduction and not isinstance(message, Ping):
+                if introduction and not isinstance(message, Ping):
                     raise BadMessage("only a PING introduces")
                 allowance = MAX_DATAGRAM_BYTES if proved else min(AMPLIFICATION * len(datagram), MAX_DATAGRAM_BYTES)
                 self._answer(message, asker, allowance, known=proved)
-            elif opened.introduction or not self.requests.answered(message, opened.sender, source):
+            elif introduction or not self.requests.answered(message, sender, source):
                 self.drops.count("unasked")
         except BadMessage:
             self.drops.count("message")

@@ -5,9 +5,12 @@ Rules:
 - A request is overdue after the peer's own timeout, srtt + 4·rttvar within 0.25-2 s (RFC 6298's estimator); whoever
   waits goes on then. Until 5 s a late reply still counts.
 - One heap of deadlines and one task serve all requests; what is reported goes to a plain callback.
+- Whoever would ask somebody else when a reply takes longer than it should is told then (`on_slow`); a cancel scope for
+  each such request would cost as much as its datagrams.
 """
 
 import heapq
+import math
 import os
 from collections.abc import Callable
 from typing import TypeAlias
@@ -47,7 +50,7 @@ MAX_UNDER_WAY = 4096
 MEASURED_PEERS = 1024
 FIND_PAYLOAD_BYTES = 320
 """A FIND request is padded to a datagram of 400 bytes, so that a full one answers it at three times its size."""
-
+_PADDED = frozenset({FindNode, FindValue})
 _reply_types: dict[type[Request], type[Reply]] = {Ping: Pong, FindNode: Nodes, FindValue: Values, Store: Stored}
 
 
@@ -72,7 +75,9 @@ class _UnderWay:
     address: Address
     reply_type: type[Reply]
     sent_at: float
+    overdue_at: float
     on_outcome: OnOutcome
+    on_slow: Callable[[], None] | None
     datagram: bytes | None
     """Of an introduction, to know it again."""
     overdue: bool = False
@@ -151,23 +156,32 @@ class Requests:
         self._under_way: dict[bytes, _UnderWay] = {}
         self._introductions: dict[bytes, bytes] = {}
         self._deadlines: list[tuple[float, bytes]] = []
-        self._sooner = trio.Event()
-        self._wakes_at = float("inf")
+        self._pause = trio.CancelScope()
+        """Its deadline is when `watch` goes on."""
         self.round_trips = RoundTrips()
         self.sent = 0
 
-    def ask(self, contact: Contact, request: Request, on_outcome: OnOutcome, *, timeout: float | None = None) -> None:
+    def ask(
+        self,
+        contact: Contact,
+        request: Request,
+        on_outcome: OnOutcome,
+        *,
+        timeout: float | None = None,
+        on_slow: Callable[[], None] | None = None,
+    ) -> None:
         """Send `request`, and call `on_outcome` when it is answered or overdue (by `timeout`, else by the peer's RTO).
 
-        If it cannot be sent it is overdue at once, before this returns.
+        If it cannot be sent it is overdue at once, before this returns. `on_slow` is called if the reply takes longer
+        than `RoundTrips.expected`.
         """
-        padding = FIND_PAYLOAD_BYTES if isinstance(request, FindNode | FindValue) else 0
+        padding = FIND_PAYLOAD_BYTES if type(request) in _PADDED else 0
         try:
             datagram = self._envelope.seal(contact.public_key, encode_rpc(request, pad_to=padding))
         except BadMessage:  # a key that was told, and is none
             on_outcome(Outcome(contact, None, 0.0))
             return
-        self._start(contact, contact.address, request, datagram, on_outcome, timeout)
+        self._start(contact, contact.address, request, datagram, on_outcome, timeout, on_slow)
 
     def introduce(
         self, address: Address, request: Ping, on_outcome: OnOutcome, *, timeout: float | None = None
@@ -175,7 +189,7 @@ class Requests:
         """Send a PING to an address whose key is not known; otherwise as `ask`."""
         datagram = self._envelope.seal_introduction(encode_rpc(request))
         self._introductions[datagram] = request.transaction
-        self._start(None, address, request, datagram, on_outcome, timeout)
+        self._start(None, address, request, datagram, on_outcome, timeout, None)
 
     def _start(
         self,
@@ -185,10 +199,20 @@ class Requests:
         datagram: bytes,
         on_outcome: OnOutcome,
         timeout: float | None,
+        on_slow: Callable[[], None] | None,
     ) -> None:
         now = trio.current_time()
+        if timeout is None:
+            timeout = self.round_trips.rto(contact.public_key if contact else None)
         under_way = _UnderWay(
-            contact, address, _reply_types[type(request)], now, on_outcome, None if contact else datagram
+            contact,
+            address,
+            _reply_types[type(request)],
+            now,
+            now + timeout,
+            on_outcome,
+            on_slow,
+            None if contact else datagram,
         )
         if len(self._under_way) >= MAX_UNDER_WAY or not self._send(datagram, address):
             self._introductions.pop(datagram, None)
@@ -196,9 +220,8 @@ class Requests:
             return
         self.sent += 1
         self._under_way[request.transaction] = under_way
-        if timeout is None:
-            timeout = self.round_trips.rto(contact.public_key if contact else None)
-        self._wake_at(now + timeout, request.transaction)
+        slow_at = now + self.round_trips.expected(contact.public_key) if contact and on_slow else math.inf
+        self._wake_at(min(slow_at, under_way.overdue_at), request.transaction)
 
     def answered(self, reply: Reply, sender: PublicKey, address: Address) -> bool:
         """A reply arrived, boxed by `sender`, from `address`. False if we asked no such thing there."""
@@ -230,29 +253,39 @@ class Requests:
         return under_way.address
 
     async def watch(self) -> None:
-        """Report what is overdue, until cancelled."""
+        """Report what is slow or overdue, until cancelled."""
         while True:
-            self._sooner = trio.Event()
-            self._wakes_at = self._deadlines[0][0] if self._deadlines else float("inf")
-            with trio.move_on_at(self._wakes_at):
-                await self._sooner.wait()
+            with trio.CancelScope(deadline=self._deadlines[0][0] if self._deadlines else math.inf) as self._pause:
+                await trio.sleep_forever()
             now = trio.current_time()
             while self._deadlines and self._deadlines[0][0] <= now:
                 _, transaction = heapq.heappop(self._deadlines)
                 under_way = self._under_way.get(transaction)
-                if under_way is None:
-                    continue
-                if under_way.overdue or now >= under_way.sent_at + LATE_S:
-                    self._forget(transaction)
-                else:
-                    heapq.heappush(self._deadlines, (under_way.sent_at + LATE_S, transaction))
-                if not under_way.overdue:
-                    self._overdue(under_way, now)
+                if under_way is not None:
+                    self._due(transaction, under_way, now)
+
+    def _due(self, transaction: bytes, under_way: _UnderWay, now: float) -> None:
+        """One of the times of a request has come: it is slow, overdue, or too late to count."""
+        if now < under_way.overdue_at:
+            heapq.heappush(self._deadlines, (under_way.overdue_at, transaction))
+            if under_way.on_slow is not None:
+                under_way.on_slow()
+            return
+        late_at = under_way.sent_at + LATE_S
+        if under_way.overdue or now >= late_at:
+            self._forget(transaction)
+        else:
+            heapq.heappush(self._deadlines, (late_at, transaction))
+        if not under_way.overdue:
+            self._overdue(under_way, now)
 
     def _forget(self, transaction: bytes) -> _UnderWay:
         under_way = self._under_way.pop(transaction)
         if under_way.datagram is not None:
             del self._introductions[under_way.datagram]
+        if not self._under_way:
+            self._deadlines.clear()
+            self._pause.deadline = math.inf
         return under_way
 
     def _overdue(self, under_way: _UnderWay, now: float) -> None:
@@ -266,9 +299,8 @@ class Requests:
         if len(self._deadlines) > 4 * MAX_UNDER_WAY:  # answered requests leave their deadlines behind
             self._deadlines = [entry for entry in self._deadlines if entry[1] in self._under_way]
             heapq.heapify(self._deadlines)
-        if deadline < self._wakes_at:
-            self._wakes_at = deadline
-            self._sooner.set()
+        if deadline < self._pause.deadline:
+            self._pause.deadline = deadline
 
 
 class Outcomes:
@@ -276,16 +308,32 @@ class Outcomes:
 
     def __init__(self) -> None:
         self._arrived: list[Outcome] = []
-        self._any = trio.Event()
+        self._waiting: trio.lowlevel.Task | None = None
+        self._woken = False
 
     def put(self, outcome: Outcome) -> None:
         """Give as `on_outcome` to requests. Holds at most two outcomes for each of them."""
         self._arrived.append(outcome)
-        self._any.set()
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the task go on, whether something arrived or not. Give as `on_slow` to requests."""
+        self._woken = True
+        if self._waiting is not None:
+            trio.lowlevel.reschedule(self._waiting)
+            self._waiting = None
 
     async def take(self) -> list[Outcome]:
-        """All that arrived since the last time, at least one; a checkpoint."""
-        await self._any.wait()
+        """All that arrived since the last time; a checkpoint. Waits until there is something, or `wake` was called."""
+        if self._woken:
+            await trio.lowlevel.checkpoint()
+        else:
+            self._waiting = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
         arrived, self._arrived = self._arrived, []
-        self._any = trio.Event()
+        self._woken = False
         return arrived
+
+    def _stop_waiting(self, raise_cancel: Callable[[], object]) -> trio.lowlevel.Abort:
+        self._waiting = None
+        return trio.lowlevel.Abort.SUCCEEDED

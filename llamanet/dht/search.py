@@ -7,7 +7,6 @@ that have more. It trusts nothing: each record is checked for its key, its signa
 from collections.abc import AsyncGenerator, Callable, Iterable
 
 import attrs
-import trio
 
 from llamanet.dht.distance import usable
 from llamanet.dht.lookup import Lookup
@@ -34,30 +33,30 @@ class Search:
         self._request = request
 
     async def step(self) -> list[Outcome]:
-        """Ask whom the lookup names, wait, and return what arrived; only while there is something to wait for.
+        """Ask whom the lookup names, wait, and return what arrived, if anything did; only with something to wait for.
 
-        A narrow lookup is widened by the first answer, or when it takes longer than that peer's answers do.
+        The caller passes each outcome to `note`, unless it needs no more. A narrow lookup is widened by the first
+        answer, or when it takes longer than that peer's answers do.
         """
-        first: Contact | None = None
         while (contact := self.lookup.next()) is not None:
-            self._requests.ask(contact, self._request(), self.outcomes.put)
-            first = contact
-        if self.lookup.narrow and first is not None:
-            arrived: list[Outcome] = []
-            with trio.move_on_after(self._requests.round_trips.expected(first.public_key)):
-                arrived = await self.outcomes.take()
-            self.lookup.widen()
+            on_slow = self._widen if self.lookup.narrow else None
+            self._requests.ask(contact, self._request(), self.outcomes.put, on_slow=on_slow)
+        return await self.outcomes.take()
+
+    def note(self, outcome: Outcome) -> None:
+        """Let the lookup know what became of a request."""
+        if outcome.contact is None:
+            return
+        self.lookup.widen()
+        if isinstance(outcome.reply, (Nodes, Values)):
+            told = usable(outcome.reply.contacts, outcome.contact.address.host)
+            self.lookup.answered(outcome.contact, told)
         else:
-            arrived = await self.outcomes.take()
-        for outcome in arrived:
-            if outcome.contact is None:
-                continue
-            if isinstance(outcome.reply, Nodes | Values):
-                told = usable(outcome.reply.contacts, outcome.contact.address.host)
-                self.lookup.answered(outcome.contact, told)
-            else:
-                self.lookup.overdue(outcome.contact)
-        return arrived
+            self.lookup.overdue(outcome.contact)
+
+    def _widen(self) -> None:
+        self.lookup.widen()
+        self.outcomes.wake()
 
 
 class RecordVerifier:
@@ -138,6 +137,7 @@ async def read(
                 continue
             paging.discard(holder)
             if not isinstance(values, Values):
+                search.note(outcome)
                 continue
             for encoded in values.records:
                 try:
@@ -149,6 +149,7 @@ async def read(
                     yield record
                     if len(newest.live) >= limit:
                         return
+            search.note(outcome)
             taken[holder] = taken.get(holder, 0) + len(values.records)
             pages[holder] = pages.get(holder, 0) + 1
             told_all = not values.records or values.next_cursor is None or taken[holder] >= values.total

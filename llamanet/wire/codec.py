@@ -248,7 +248,7 @@ def from_array_untrusted(message_class: type[T], values: Plain) -> T:
     """A message from its fields in order; fields with a default may be missing, further entries are ignored."""
     if type(values) is not list:
         raise BadMessage("not an array")
-    plan = _plan(message_class)
+    plan = _plans.get(message_class) or _plan(message_class)
     arguments = {}
     name = ""
     try:
@@ -256,7 +256,8 @@ def from_array_untrusted(message_class: type[T], values: Plain) -> T:
             arguments[name] = decode(value)
     except BadMessage as error:
         raise _inside(name, error) from error
-    _check_complete(plan, arguments)
+    if len(arguments) < len(plan.decoders):
+        _check_complete(plan, arguments)
     return message_class(**arguments)
 
 
@@ -300,10 +301,9 @@ def from_map_untrusted(message_class: type[T], values: Plain, *, ignoring: froze
 
 
 def _check_complete(plan: _Plan, arguments: dict[str, Any]) -> None:
-    if len(arguments) < len(plan.decoders):
-        for name in plan.decoders:
-            if name not in arguments and name not in plan.defaults:
-                raise BadMessage("missing", name)
+    for name in plan.decoders:
+        if name not in arguments and name not in plan.defaults:
+            raise BadMessage("missing", name)
 
 
 def _inside(outer: str, error: BadMessage) -> BadMessage:

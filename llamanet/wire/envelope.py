@@ -110,6 +110,7 @@ class Envelope:
         self._secret = identity.exchange_key()
         self._network = network
         self._prefix = MAGIC + bytes([VERSION]) + network.tag
+        self._headers = [self._prefix + bytes([kind]) + self._public_key for kind in (INTRODUCTION, BOXED)]
         self._keys = functools.lru_cache(maxsize=PEER_KEYS)(self._compute_keys)
 
     def _compute_keys(self, peer: PublicKey) -> _PeerKeys:
@@ -138,7 +139,7 @@ class Envelope:
             raise ValueError(f"a payload of {len(payload)} bytes is over {MAX_PAYLOAD_BYTES}")
         nonce = os.urandom(NONCE_BYTES)
         sealed: bytes = nacl.bindings.crypto_secretbox(payload, nonce, key)
-        return b"".join((self._prefix, bytes((kind,)), self._public_key, nonce, sealed))
+        return b"".join((self._headers[kind], nonce, sealed))
 
     def check_header_untrusted(self, datagram: bytes) -> PublicKey:
         """The cheap checks (size, magic, version, tag, kind), before anything is spent on a datagram.
@@ -157,19 +158,23 @@ class Envelope:
             raise BadMessage("sent by ourselves")
         return sender
 
+    def is_introduction(self, datagram: bytes) -> bool:
+        """Of a datagram whose header `check_header_untrusted` has passed."""
+        return datagram[len(self._prefix)] == INTRODUCTION
+
     def open_untrusted(self, datagram: bytes) -> Opened:
         """Check and decrypt a datagram; its sender's key can be sealed to. Raises `BadMessage`."""
-        return self.open_checked_untrusted(datagram, self.check_header_untrusted(datagram))
+        sender = self.check_header_untrusted(datagram)
+        return Opened(sender, self.is_introduction(datagram), self.open_checked_untrusted(datagram, sender))
 
-    def open_checked_untrusted(self, datagram: bytes, sender: PublicKey) -> Opened:
-        """The same, for a datagram whose header `check_header_untrusted` has passed, with the sender that it gave."""
-        introduction = datagram[len(self._prefix)] == INTRODUCTION
+    def open_checked_untrusted(self, datagram: bytes, sender: PublicKey) -> bytes:
+        """The payload of a datagram whose header `check_header_untrusted` has passed, with the sender that it gave."""
         # An introduction is answered in a box, so its sender's key must be usable as well.
         opening = self._keys(sender).opening
-        key = self._introduction_key(sender) if introduction else opening
+        key = self._introduction_key(sender) if self.is_introduction(datagram) else opening
         nonce = datagram[HEADER_BYTES - NONCE_BYTES : HEADER_BYTES]
         try:
             payload: bytes = nacl.bindings.crypto_secretbox_open(datagram[HEADER_BYTES:], nonce, key)
         except nacl.exceptions.CryptoError as error:
             raise BadMessage("the box does not open") from error
-        return Opened(sender, introduction, payload)
+        return payload

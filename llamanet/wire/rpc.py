@@ -7,8 +7,9 @@ Every request carries 8 random bytes (`transaction`) that its reply repeats, and
 """
 
 import functools
+import operator
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import attrs
 
@@ -45,9 +46,8 @@ SHARED_CONTACTS = 8192
 _transaction = exactly_bytes(TRANSACTION_BYTES)
 
 
-@attrs.frozen
-class Address:
-    """An IP address (textual, no host name) and a port."""
+class Address(NamedTuple):
+    """An IP address (textual, no host name) and a port. A tuple, for every datagram makes, compares and hashes some."""
 
     host: str
     port: int
@@ -115,6 +115,11 @@ class Contact:
         """The id as a number; the XOR of two such numbers is a distance."""
         return int.from_bytes(self.node_id, "big")
 
+    @functools.cached_property
+    def plain(self) -> Plain:
+        """[public key, packed host, port], as replies tell of the contact."""
+        return [self.public_key, pack_host(self.address.host), self.address.port]
+
     def __str__(self) -> str:
         return f"{self.node_id[:4].hex()}@{self.address}"
 
@@ -123,11 +128,6 @@ class Contact:
 def contact_at(public_key: PublicKey, host: str, port: int) -> Contact:
     """The contact with this key at this address: one object for all who speak of it, so its id is computed once."""
     return Contact(public_key, Address(host, port))
-
-
-def encode_contact(contact: Contact) -> Plain:
-    """[public key, packed host, port]."""
-    return [contact.public_key, pack_host(contact.address.host), contact.address.port]
 
 
 _public_key: Decoder[PublicKey] = exactly_bytes(KEY_BYTES)  # type: ignore[assignment]  # 16 to a datagram
@@ -228,7 +228,7 @@ class Nodes:
     observed: Address = wire_field(decode_address_untrusted, encode_address)
     token: bytes = wire_field(exactly_bytes(TOKEN_BYTES), repr=bytes.hex)
     contacts: tuple[Contact, ...] = wire_field(
-        list_of(decode_contact_untrusted, MAX_CONTACTS), encoded_list(encode_contact)
+        list_of(decode_contact_untrusted, MAX_CONTACTS), encoded_list(operator.attrgetter("plain"))
     )
 
 
@@ -243,7 +243,7 @@ class Values:
     total: int = wire_field(integer(0, 2**31))
     next_cursor: int | None = wire_field(optional(integer(0, MAX_CURSOR)))
     contacts: tuple[Contact, ...] = wire_field(
-        list_of(decode_contact_untrusted, MAX_CONTACTS), encoded_list(encode_contact)
+        list_of(decode_contact_untrusted, MAX_CONTACTS), encoded_list(operator.attrgetter("plain"))
     )
 
 

@@ -37,6 +37,8 @@ def plain(value: Any) -> Any:
     """A message as JSON can show it."""
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, rpc.Address):
+        return value._asdict()
     if isinstance(value, tuple | list):
         return [plain(entry) for entry in value]
     if attrs.has(type(value)):
