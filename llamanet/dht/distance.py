@@ -13,6 +13,8 @@ from llamanet.wire.identity import ID_BYTES, NodeId
 from llamanet.wire.rpc import Address, Contact
 
 ID_BITS = 8 * ID_BYTES
+REMEMBERED_HOSTS = 2**15
+"""What is asked about hosts again and again, once for each contact that each reply tells of; some 5 MB when full."""
 
 
 def number_of(id_or_key: bytes) -> int:
@@ -45,7 +47,7 @@ class Scope(enum.IntEnum):
     PUBLIC = 2
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=REMEMBERED_HOSTS)
 def scope_of(host: str) -> Scope | None:
     """The scope of a textual IP address; None where no peer can be (multicast, unspecified, reserved, link-local)."""
     address = ipaddress.ip_address(host)
@@ -66,11 +68,12 @@ def usable(contacts: Iterable[Contact], peer: str) -> list[Contact]:
     least = scope_of(peer)
     if least is None:
         return []
-    scopes = [(contact, scope_of(contact.address.host)) for contact in contacts]
-    return [contact for contact, scope in scopes if scope is not None and scope >= least]
+    return [
+        contact for contact in contacts if (scope := scope_of(contact.address.host)) is not None and scope >= least
+    ]
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=REMEMBERED_HOSTS)
 def subnet_of(host: str) -> bytes | None:
     """What one owner cheaply has many addresses of: the /24 (IPv6: /48) of a public address.
 

@@ -18,7 +18,8 @@ Rules:
 
 import bisect
 import enum
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -120,15 +121,9 @@ class _Path:
         """The nearest that answered, at most `count`."""
         return [candidate for candidate in self._order if candidate.state is _State.ANSWERED][: self._count]
 
-    def _leading(self) -> list[_Candidate]:
+    def _leading(self) -> Iterator[_Candidate]:
         """The `count` nearest candidates that answered or still may in time."""
-        leading = []
-        for candidate in self._order:
-            if candidate.state is not _State.OVERDUE:
-                leading.append(candidate)
-                if len(leading) == self._count:
-                    break
-        return leading
+        return itertools.islice((it for it in self._order if it.state is not _State.OVERDUE), self._count)
 
 
 class Lookup:

@@ -278,8 +278,11 @@ class RoutingTable:
         subnet = subnet_of(contact.address.host)
         if subnet is None:
             return True
-        here = sum(1 for entry in bucket.entries if subnet_of(entry.contact.address.host) == subnet)
-        return here < PER_SUBNET_IN_BUCKET and self._subnets.get(subnet, 0) < PER_SUBNET_IN_TABLE
+        in_table = self._subnets.get(subnet, 0)
+        if in_table < PER_SUBNET_IN_BUCKET:
+            return True
+        in_bucket = sum(1 for entry in bucket.entries if subnet_of(entry.contact.address.host) == subnet)
+        return in_bucket < PER_SUBNET_IN_BUCKET and in_table < PER_SUBNET_IN_TABLE
 
     def _admit(self, new: Entry, now: float) -> Admission:
         bucket = self._bucket_of(new.number)
