@@ -68,9 +68,7 @@ def usable(contacts: Iterable[Contact], peer: str) -> list[Contact]:
     least = scope_of(peer)
     if least is None:
         return []
-    return [
-        contact for contact in contacts if (scope := scope_of(contact.address.host)) is not None and scope >= least
-    ]
+    return [contact for contact in contacts if (scope := scope_of(contact.address.host)) is not None and scope >= least]
 
 
 @functools.lru_cache(maxsize=REMEMBERED_HOSTS)
