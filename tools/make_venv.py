@@ -20,6 +20,8 @@ PYTHON = os.path.join(VENV, "bin", "python")
 LOG = os.path.join(VENV, "install.log")
 OLDEST_PYTHON = (3, 10)
 COMPILERS = ("c++", "g++", "clang++")
+COMPILER_FLAGS = "-U__AMX_INT8__ -U__AVX512FP16__"
+"""ggml's code for two of the newest instruction sets: GCC breaks the one, and the other is slower than none."""
 COMPILED_FILE = re.compile(r"\s*\[\s*(\d+)/(\d+)\]")
 """How ninja begins its lines: `[12/193]`."""
 COMPILING = "compiling llama.cpp (about 8 minutes on two cores, only this once)"
@@ -55,7 +57,9 @@ def install(extra):
     """Run pip, and show what it is doing."""
     target = ROOT if extra == "run" else f"{ROOT}[{extra}]"
     command = [PYTHON, "-m", "pip", "install", "--verbose", "--disable-pip-version-check", "--editable", target]
-    pip = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    cmake = f'-DCMAKE_C_FLAGS="{COMPILER_FLAGS}" -DCMAKE_CXX_FLAGS="{COMPILER_FLAGS}"'
+    environment = {"CMAKE_ARGS": cmake, **os.environ}
+    pip = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     screen = Screen()
     reason = "no reason given"
     try:

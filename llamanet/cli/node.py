@@ -51,8 +51,8 @@ def choice(name: str, allowed: Sequence[str], help: str) -> Callable[[F], F]:
 @number("main_gpu", int, "The GPU that computes what is not split.")
 @choice("split_mode", SPLIT_MODES, "How a model is spread over several GPUs.")
 @choice("flash_attn", FLASH_ATTENTION, "Flash attention; auto: where llama.cpp can.")
-@choice("cache_type_k", CACHE_TYPES, "How the memory's keys are kept.")
-@choice("cache_type_v", CACHE_TYPES, "How the memory's values are kept.")
+@choice("cache_type_k", CACHE_TYPES, "How the memory's keys are kept; auto is f16, or bf16 where that is faster.")
+@choice("cache_type_v", CACHE_TYPES, "How the memory's values are kept; auto is f16, or bf16 where that is faster.")
 @setting(
     "chat_template",
     type=click.Path(path_type=Path),

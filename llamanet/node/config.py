@@ -19,7 +19,7 @@ from llamanet.wire.facts import MAX_LABEL
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 FLASH_ATTENTION = ("auto", "on", "off")
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+CACHE_TYPES = ("auto", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """What llama.cpp can keep keys and values as; fewer bits hold more tokens in the same memory, less exactly."""
 SPLIT_MODES = ("none", "layer", "row")
 MAX_ANNOUNCED_HOST = 88
@@ -126,10 +126,10 @@ class NodeConfig:
     """How a model is spread over several accelerators."""
     flash_attn: str = attrs.field(default="auto", validator=_one_of(*FLASH_ATTENTION))
     """Flash attention; auto: where llama.cpp can."""
-    cache_type_k: str = attrs.field(default="f16", validator=_one_of(*CACHE_TYPES))
-    """How the memory's keys are kept."""
-    cache_type_v: str = attrs.field(default="f16", validator=_one_of(*CACHE_TYPES))
-    """How the memory's values are kept."""
+    cache_type_k: str = attrs.field(default="auto", validator=_one_of(*CACHE_TYPES))
+    """How the memory's keys are kept; auto: the faster of f16 and bf16."""
+    cache_type_v: str = attrs.field(default="auto", validator=_one_of(*CACHE_TYPES))
+    """How the memory's values are kept; auto: the faster of f16 and bf16."""
     chat_template: Path | None = None
     """A Jinja file that stands in for the models' own chat templates."""
     n_parallel: int = attrs.field(default=4, validator=_whole(1, 256))
@@ -149,7 +149,7 @@ class NodeConfig:
 
     def __attrs_post_init__(self) -> None:
         """Raises `UserError` for values that do not agree."""
-        if self.flash_attn == "off" and self.cache_type_v not in ("f32", "f16", "bf16"):
+        if self.flash_attn == "off" and self.cache_type_v not in ("auto", "f32", "f16", "bf16"):
             names = setting_name("cache_type_v"), setting_name("flash_attn")
             raise UserError(f"{names[0]} {self.cache_type_v} needs flash attention, and {names[1]} is off")
 
@@ -171,6 +171,6 @@ class LlamaSettings:
     main_gpu: int = 0
     split_mode: str = "layer"
     flash_attn: str = "auto"
-    cache_type_k: str = "f16"
-    cache_type_v: str = "f16"
+    cache_type_k: str = "auto"
+    cache_type_v: str = "auto"
     chat_template: str | None = None

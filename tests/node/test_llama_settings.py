@@ -51,6 +51,28 @@ def test_the_answer_stays(settings: dict[str, str]) -> None:
     assert first_tokens(attrs.evolve(CONFIG, **settings)) == first_tokens(CONFIG)
 
 
+@pytest.mark.parametrize(
+    ("built_with_amx", "n_embd", "n_gpu_layers", "kept_as"),
+    [
+        (True, 576, 0, llama._CACHE_TYPES["bf16"]),
+        (True, 9 * 128, 0, lib.GGML_TYPE_F16),
+        (True, 576, -1, lib.GGML_TYPE_F16),
+        (False, 576, 0, lib.GGML_TYPE_F16),
+    ],
+)
+def test_auto_is_the_faster_type(
+    monkeypatch: pytest.MonkeyPatch, built_with_amx: bool, n_embd: int, n_gpu_layers: int, kept_as: int
+) -> None:
+    seen = []
+    monkeypatch.setattr(llama, "_built_with_amx", lambda: built_with_amx)
+    monkeypatch.setattr(lib, "llama_model_n_embd", lambda model: n_embd)
+    monkeypatch.setattr(lib, "llama_model_n_head", lambda model: 9)
+    monkeypatch.setattr(lib, "llama_init_from_model", lambda model, params: seen.append(params))
+    with pytest.raises(UserError):
+        llama._make_context(None, attrs.evolve(CONFIG, n_gpu_layers=n_gpu_layers), 128, 32)  # type: ignore[arg-type]
+    assert (seen[0].type_k, seen[0].type_v) == (kept_as, kept_as)
+
+
 @needs_model
 def test_all_layers_on_an_accelerator_is_no_error_without_one() -> None:
     assert first_tokens(attrs.evolve(CONFIG, n_gpu_layers=-1)) == first_tokens(CONFIG)
@@ -66,7 +88,7 @@ def test_a_template_stands_in_for_the_models_own() -> None:
 def test_every_word_has_its_number() -> None:
     assert tuple(llama._SPLIT_MODES) == SPLIT_MODES
     assert tuple(llama._FLASH_ATTENTION) == FLASH_ATTENTION
-    assert tuple(llama._CACHE_TYPES) == CACHE_TYPES
+    assert ("auto", *llama._CACHE_TYPES) == CACHE_TYPES
 
 
 def test_settings_reach_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,4 +129,4 @@ def test_a_nodes_settings_are_the_models(tmp_path: Path) -> None:
     settings = llama_settings(config)
     assert settings.chat_template == "{{ messages }}"
     assert (settings.main_gpu, settings.split_mode, settings.flash_attn) == (1, "none", "on")
-    assert (settings.cache_type_k, settings.cache_type_v) == ("f16", "q8_0")
+    assert (settings.cache_type_k, settings.cache_type_v) == ("auto", "q8_0")
