@@ -102,7 +102,8 @@ class Backend(Protocol):
     def draw(self, slot: int, position: int) -> int:
         """The next token of `slot`, whose chunk in the last `decode` had `draws`.
 
-        `position` counts the tokens generated so far, the resumed ones included. Raises `BackendError`.
+        `position` counts the tokens generated so far, the resumed ones included. Raises `BackendError`, and
+        `RequestRefused` if the slot's grammar takes too long to follow.
         """
 
     def logprobs(self, slot: int, token: int, top: int) -> TokenLogprobs:

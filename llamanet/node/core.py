@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import attrs
 
+from llamanet.errors import RequestRefused
 from llamanet.node.backend import Backend, BackendError, Chunk
 from llamanet.node.pacing import Pace
 from llamanet.node.prefix_cache import Placement
@@ -242,6 +243,9 @@ class EngineCore:
         except BackendError as error:
             self._fail(sequence, "internal", str(error))
             return
+        except RequestRefused as error:
+            self._fail(sequence, "bad_request", str(error), field=error.field, limit=error.limit)
+            return
         if sequence.drew_first is None:
             sequence.drew_first = now
         self.rates.drew(None if sequence.drew_last is None else now - sequence.drew_last)
@@ -274,7 +278,9 @@ class EngineCore:
         )
         self._events.append(Told(sequence.serial, finished))
 
-    def _fail(self, sequence: Sequence, code: str, message: str) -> None:
+    def _fail(
+        self, sequence: Sequence, code: str, message: str, *, field: str | None = None, limit: str | None = None
+    ) -> None:
         self._drop(sequence)
-        failed = Failed(id=sequence.request.id, code=code, message=message)
+        failed = Failed(id=sequence.request.id, code=code, message=message, field=field, limit=limit)
         self._events.append(Told(sequence.serial, failed))

@@ -1,7 +1,7 @@
-"""What a request may use as a grammar: GBNF of a bounded size, or a JSON schema that becomes one. Pure.
+"""What a request may use as a grammar: GBNF that `node/gbnf.py` can read, or a JSON schema that becomes it. Pure.
 
-The parsers behind it (llama.cpp's, and llama-cpp-python's converter of schemas) multiply what a repetition repeats and
-recurse into what is nested, without limits of their own; so these are kept here, before they are called.
+llama-cpp-python's converter of schemas multiplies what a repetition repeats and recurses into what is nested, without
+limits of its own; so these are kept here, before it is called.
 """
 
 import json
@@ -9,37 +9,25 @@ import re
 from typing import Any
 
 from llamanet.errors import RequestRefused
+from llamanet.node.gbnf import Grammar, GrammarError
 
 MAX_REPEATS = 1_000
-"""The highest count of one repetition; llama.cpp refuses more than 2,000."""
+"""The highest count in a schema."""
 MAX_PATTERN_REPEATS = 10_000
 """All counts in one regular expression, multiplied."""
-MAX_NESTING = 1_000
-"""Of parentheses."""
-MAX_ELEMENTS = 500_000
-"""What a grammar may grow to; llama.cpp takes 8 bytes for each."""
 
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
-_LITERAL = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
 _REPETITION = re.compile(r"\{\s*(\d{0,10})\s*,?\s*(\d{0,10})")
 
 
-def check_grammar_size(grammar: str, field: str = "sampling.grammar") -> None:
-    """Raises `RequestRefused`, naming `field`, for GBNF that would take too much to parse."""
+def check_grammar(grammar: str, field: str = "sampling.grammar") -> None:
+    """Raises `RequestRefused`, naming `field`, for what llama.cpp cannot read, or not follow in bounded time."""
     if "\0" in grammar:
         raise RequestRefused("the grammar has a NUL character", field, "GBNF without")
-    literals = [len(literal) for literal in _LITERAL.findall(grammar)]
-    bare = _LITERAL.sub(" ", grammar)
-    depth = deepest = 0
-    for bracket in re.findall(r"[()]", bare):
-        depth += 1 if bracket == "(" else -1
-        deepest = max(deepest, depth)
-    if deepest > MAX_NESTING:
-        raise RequestRefused(f"the grammar's parentheses are nested {deepest} deep", field, f"at most {MAX_NESTING}")
-    counts = [max(int(count or 0) for count in found) for found in _REPETITION.findall(bare)]
-    elements = len(grammar) + sum(counts) * max(literals, default=1)
-    if elements > MAX_ELEMENTS:
-        raise RequestRefused(f"the grammar's repetitions make {elements} elements", field, f"at most {MAX_ELEMENTS}")
+    try:
+        Grammar(grammar).check_stacks()
+    except GrammarError as error:
+        raise RequestRefused(str(error), field, error.limit or "GBNF with a rule root") from error
 
 
 def json_schema_grammar(schema: str) -> str:
@@ -67,7 +55,7 @@ def json_schema_grammar(schema: str) -> str:
     ) as error:
         # The converter checks nothing: which of these comes out depends on where the schema is wrong.
         raise _schema_refused(f"the schema cannot be used: {type(error).__name__}: {error}"[:500]) from error
-    check_grammar_size(grammar, "sampling.json_schema")
+    check_grammar(grammar, "sampling.json_schema")
     return grammar
 
 

@@ -9,16 +9,21 @@ Biases, then penalties, DRY, top-k, typical, top-p, min-p, temperature, and the 
 """
 
 import ctypes
+import time
 from collections.abc import Sequence
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 
+from llamanet.errors import RequestRefused
 from llamanet.node.backend import BackendError
 from llamanet.node.llama_grammar import Candidates, LlamaGrammar
 from llamanet.node.sampling import position_seed
 from llamanet.wire.inference import Sampling
+
+MAX_GRAMMAR_S = 0.5
+"""All other streams of the engine wait for a draw; one by a grammar of ordinary size takes some milliseconds."""
 
 Logits = npt.NDArray[np.float32]
 
@@ -107,6 +112,7 @@ class LlamaSampler:
             logits[self._vocab.end_tokens] = -np.inf
 
     def _draw_by_grammar(self, grammar: LlamaGrammar, logits: Logits, position: int) -> int:
+        start = time.perf_counter()
         token = self._choose(Candidates(logits), position)
         if not grammar.allows(token):
             candidates = Candidates(logits)
@@ -116,6 +122,10 @@ class LlamaSampler:
             token = self._choose(candidates, -1 - position)
         lib.llama_sampler_accept(self._chain, token)
         grammar.accept(token)
+        if time.perf_counter() - start > MAX_GRAMMAR_S:
+            # What it can grow to was probed, not proved; and where it took long once it soon takes ever longer.
+            message = f"the grammar took more than {MAX_GRAMMAR_S:g} s for one token"
+            raise RequestRefused(message, "sampling.grammar", "fewer ways to read a text")
         return token
 
     def _end_here(self) -> int:

@@ -11,7 +11,7 @@ from llamanet.errors import RequestRefused
 from llamanet.node.backend import Backend
 from llamanet.node.chat_template import ChatTemplate
 from llamanet.node.detokenize import TextStream
-from llamanet.node.grammar import check_grammar_size, json_schema_grammar
+from llamanet.node.grammar import check_grammar, json_schema_grammar
 from llamanet.node.sequence import Sequence
 from llamanet.wire.inference import MAX_SEED, Failed, Generate, Sampling
 
@@ -90,7 +90,7 @@ def _checked(sampling: Sampling, resume: tuple[int, ...], backend: Backend) -> S
         raise RequestRefused("a grammar says itself where the text ends", field=field, limit="none with a grammar")
     if sampling.json_schema is None:
         grammar = sampling.grammar or ""
-        check_grammar_size(grammar)
+        check_grammar(grammar)
     else:
         grammar = json_schema_grammar(sampling.json_schema)
     backend.check_grammar(grammar, resume)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,52 +10,13 @@ import attrs
 import llama_cpp.llama_cpp as lib
 import pytest
 import trio
+from asking import Reply, ask, serve
 
 from llamanet.errors import ModelFileError, UserError
 from llamanet.node.backend import BackendError, Chunk
-from llamanet.node.engine import Engine, EngineConfig, serve_engine
+from llamanet.node.engine import Engine
 from llamanet.node.llama import LlamaBackend, LlamaConfig
-from llamanet.wire.inference import Accepted, ChatMessage, Failed, Finished, Generate, Sampling, Tokens
-
-MODEL = Path(__file__).resolve().parents[2] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-CONFIG = LlamaConfig(model_path=MODEL, n_ctx=512, n_batch=64, n_parallel=3, n_threads=1)
-
-pytestmark = pytest.mark.usefixtures("model")
-
-
-@pytest.fixture(scope="module")
-def backend() -> Iterator[LlamaBackend]:
-    backend = LlamaBackend(CONFIG)
-    yield backend
-    backend.close()
-
-
-@pytest.fixture
-async def engine(nursery: trio.Nursery) -> Engine:
-    engine: Engine = await nursery.start(serve_engine, "model", bytes(32), lambda: LlamaBackend(CONFIG), EngineConfig())
-    return engine
-
-
-@attrs.frozen
-class Reply:
-    tokens: tuple[int, ...]
-    text: str
-    last: Finished | Failed
-
-
-async def ask(
-    engine: Engine, prompt: str | None, *, resume: tuple[int, ...] = (), messages: Any = (), **sampling: Any
-) -> Reply:
-    options = {"temperature": 0.0, "max_tokens": 16, **sampling}
-    request = Generate(id=1, prompt=prompt, messages=messages, resume=resume, sampling=Sampling(**options))
-    tokens: list[int] = []
-    text = ""
-    async for message in engine.submit(request):
-        if isinstance(message, Tokens):
-            tokens += message.token_ids
-            text += message.text
-    assert not isinstance(message, Accepted | Tokens)
-    return Reply(tuple(tokens), text, message)
+from llamanet.wire.inference import ChatMessage, Failed, Finished, Generate, Sampling
 
 
 def test_tokens_and_pieces_round_trip(backend: LlamaBackend) -> None:
@@ -201,28 +161,23 @@ async def test_answers_are_the_same_with_the_cache_and_without(engine: Engine) -
 async def test_a_resumed_stream_goes_on_exactly(engine: Engine, sampling: dict[str, Any]) -> None:
     whole = await ask(engine, "Once upon a time", max_tokens=24, **sampling)
     for cut in (1, 9, 23, 24):
-        sequel = await ask(engine, "Once upon a time", max_tokens=24, resume=whole.tokens[:cut], **sampling)
+        sequel = await ask(engine, "Once upon a time", max_tokens=24, resume=tuple(whole.tokens[:cut]), **sampling)
         assert whole.tokens[:cut] + sequel.tokens == whole.tokens
         assert whole.text.endswith(sequel.text)
         assert isinstance(sequel.last, Finished)
         assert sequel.last.usage.completion_tokens == 24
 
 
-async def test_a_long_prompt_resumes_exactly(nursery: trio.Nursery) -> None:
+async def test_a_long_prompt_resumes_exactly(nursery: trio.Nursery, llama_config: LlamaConfig) -> None:
+    config = attrs.evolve(llama_config, n_batch=512, n_parallel=1)
     # llama.cpp's attention rounds otherwise in chunks of 64 tokens and more: prompt and resumed ids must not share one.
     prompt = "The quick brown fox jumps over the lazy dog near the old stone bridge. " * 5
-    whole = await ask(await _engine(nursery), prompt, max_tokens=24, temperature=1.0, seed=8)
+    whole = await ask(await serve(nursery, config), prompt, max_tokens=24, temperature=1.0, seed=8)
     for cut in (1, 9, 17):
         # Each on an engine of its own, for what an earlier one remembers was computed in other pieces.
-        engine = await _engine(nursery)
-        sequel = await ask(engine, prompt, max_tokens=24, temperature=1.0, seed=8, resume=whole.tokens[:cut])
+        engine = await serve(nursery, config)
+        sequel = await ask(engine, prompt, max_tokens=24, temperature=1.0, seed=8, resume=tuple(whole.tokens[:cut]))
         assert sequel.tokens == whole.tokens[cut:], cut
-
-
-async def _engine(nursery: trio.Nursery) -> Engine:
-    config = attrs.evolve(CONFIG, n_batch=512, n_parallel=1)
-    engine: Engine = await nursery.start(serve_engine, "model", bytes(32), lambda: LlamaBackend(config), EngineConfig())
-    return engine
 
 
 async def test_seeds_decide_at_every_temperature(engine: Engine) -> None:
@@ -263,33 +218,33 @@ async def test_an_answer_fills_the_context_and_no_more(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("size", [100, 2_000_000, 98_000_000])
-def test_a_truncated_model_is_one_line(tmp_path: Path, size: int) -> None:
+def test_a_truncated_model_is_one_line(tmp_path: Path, model: Path, size: int) -> None:
     path = tmp_path / "cut.gguf"
-    with MODEL.open("rb") as model:
-        path.write_bytes(model.read(size))
+    with model.open("rb") as file:
+        path.write_bytes(file.read(size))
     with pytest.raises(ModelFileError, match=r"cut\.gguf: llama\.cpp cannot load it \(.+\)") as caught:
         LlamaBackend(LlamaConfig(model_path=path))
     assert "\n" not in str(caught.value)
 
 
-def test_a_context_that_does_not_fit_into_memory_is_one_line() -> None:
+def test_a_context_that_does_not_fit_into_memory_is_one_line(llama_config: LlamaConfig) -> None:
     with pytest.raises(UserError, match="at most"):
-        LlamaBackend(attrs.evolve(CONFIG, n_parallel=100_000))
+        LlamaBackend(attrs.evolve(llama_config, n_parallel=100_000))
 
 
-def test_a_slot_holds_no_more_than_the_model_was_trained_on() -> None:
-    backend = LlamaBackend(attrs.evolve(CONFIG, n_ctx=1_000_000, n_parallel=1))
+def test_a_slot_holds_no_more_than_the_model_was_trained_on(llama_config: LlamaConfig) -> None:
+    backend = LlamaBackend(attrs.evolve(llama_config, n_ctx=1_000_000, n_parallel=1))
     assert backend.n_ctx == 8192
     backend.close()
 
 
-def test_nothing_is_written_to_the_terminal() -> None:
+def test_nothing_is_written_to_the_terminal(model: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from llamanet.node.llama import *; "
         "backend = LlamaBackend(LlamaConfig(model_path=Path(sys.argv[1]), n_threads=1)); "
         "backend.decode([Chunk(0, 0, [1], True)]); backend.close()"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code, str(MODEL)], capture_output=True, text=True, timeout=60, env={**os.environ}
+        [sys.executable, "-c", code, str(model)], capture_output=True, text=True, timeout=60, env={**os.environ}
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -1,29 +1,16 @@
 """Embeddings by the real model: of length 1, alike for like texts, the same alone and in a batch, beside streams."""
 
 import struct
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import trio
 
 from llamanet.node.backend import BackendError
-from llamanet.node.engine import EngineConfig, serve_engine
-from llamanet.node.llama import LlamaBackend, LlamaConfig
+from llamanet.node.engine import Engine
+from llamanet.node.llama import LlamaBackend
 from llamanet.wire.inference import Embed, Embeddings, Failed, Finished, Generate, Sampling
 
-MODEL = Path(__file__).resolve().parents[2] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-CONFIG = LlamaConfig(model_path=MODEL, n_ctx=512, n_batch=64, n_parallel=3, n_threads=1)
 TEXTS = ("A cat sat on the mat.", "The kitten lies on the rug.", "Interest rates rose by half a percent.", "Ähm ☕")
-
-pytestmark = pytest.mark.usefixtures("model")
-
-
-@pytest.fixture(scope="module")
-def backend() -> Iterator[LlamaBackend]:
-    backend = LlamaBackend(CONFIG)
-    yield backend
-    backend.close()
 
 
 def embed(backend: LlamaBackend, *texts: str) -> list[tuple[float, ...]]:
@@ -57,8 +44,7 @@ def test_too_much_at_once_is_an_error_and_nothing_is_lost(backend: LlamaBackend)
     assert embed(backend, TEXTS[0]) == before
 
 
-async def test_streams_say_the_same_beside_embeddings(nursery: trio.Nursery) -> None:
-    engine = await nursery.start(serve_engine, "model", bytes(32), lambda: LlamaBackend(CONFIG), EngineConfig())
+async def test_streams_say_the_same_beside_embeddings(engine: Engine) -> None:
     request = Generate(id=1, prompt="Once upon a time", sampling=Sampling(temperature=0, max_tokens=24))
     quiet = [message async for message in engine.submit(request)]
     answers = []

@@ -4,22 +4,20 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 import trio
+from asking import STORY, Reply, ask, finished
 
 from llamanet.errors import RequestRefused
+from llamanet.node import llama_sampler
 from llamanet.node.backend import Chunk
-from llamanet.node.engine import Engine, EngineConfig, serve_engine
-from llamanet.node.llama import LlamaBackend, LlamaConfig
-from llamanet.wire.inference import Accepted, Failed, Finished, Generate, Sampling, TokenLogprobs, Tokens
+from llamanet.node.engine import Engine
+from llamanet.node.llama import LlamaBackend
+from llamanet.wire.inference import Failed, Finished, Sampling
 
-MODEL = Path(__file__).resolve().parents[2] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-CONFIG = LlamaConfig(model_path=MODEL, n_ctx=512, n_batch=64, n_parallel=3, n_threads=1)
 SCHEMA = json.dumps(
     {
         "type": "object",
@@ -27,51 +25,6 @@ SCHEMA = json.dumps(
         "required": ["city", "people"],
     }
 )
-STORY = "Once upon a time"
-
-pytestmark = pytest.mark.usefixtures("model")
-
-
-@pytest.fixture(scope="module")
-def backend() -> Iterator[LlamaBackend]:
-    backend = LlamaBackend(CONFIG)
-    yield backend
-    backend.close()
-
-
-@pytest.fixture
-async def engine(nursery: trio.Nursery) -> Engine:
-    engine: Engine = await nursery.start(serve_engine, "model", bytes(32), lambda: LlamaBackend(CONFIG), EngineConfig())
-    return engine
-
-
-@attrs.define
-class Reply:
-    tokens: list[int] = attrs.field(factory=list)
-    text: str = ""
-    logprobs: list[TokenLogprobs] = attrs.field(factory=list)
-    last: Finished | Failed | None = None
-
-
-async def ask(engine: Engine, prompt: str = STORY, *, resume: tuple[int, ...] = (), **sampling: Any) -> Reply:
-    options = {"temperature": 0.0, "max_tokens": 16, **sampling}
-    reply = Reply()
-    async for message in engine.submit(Generate(id=1, prompt=prompt, resume=resume, sampling=Sampling(**options))):
-        if isinstance(message, Tokens):
-            reply.tokens += message.token_ids
-            reply.text += message.text
-            reply.logprobs += message.logprobs
-        elif not isinstance(message, Accepted):
-            reply.last = message
-    return reply
-
-
-async def finished(engine: Engine, *args: Any, **options: Any) -> Reply:
-    reply = await ask(engine, *args, **options)
-    assert isinstance(reply.last, Finished), reply.last
-    return reply
-
-
 BENT: list[dict[str, Any]] = [
     {"logit_bias": ((28, 3.0), (253, -5.0))},
     {"dry_multiplier": 2.0, "dry_allowed_length": 1},
@@ -239,6 +192,24 @@ def test_log_probabilities_that_were_not_asked_for_are_a_mistake(backend: LlamaB
     with pytest.raises(ValueError, match="not asked for"):
         backend.logprobs(0, 1, 0)
     backend.end(0)
+
+
+async def test_a_grammar_that_cannot_be_used_is_told_to_the_client_alone(
+    engine: Engine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for grammar in ("root ::= (", "root ::= x", 'root ::= root "a"', 'root ::= "a"{3000}', '"', "root ::= <[5]>"):
+        reply = await ask(engine, grammar=grammar)
+        assert (reply.failed.code, reply.failed.field) == ("bad_request", "sampling.grammar")
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_a_grammar_that_takes_too_long_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_sampler, "MAX_GRAMMAR_S", 0.0)
+    reply = await ask(engine, grammar="root ::= [a-z ]+")
+    assert (reply.failed.code, reply.failed.field) == ("bad_request", "sampling.grammar")
+    assert reply.failed.limit
+    assert (await finished(engine)).tokens
+    assert engine.state().running == 0
 
 
 def test_a_refused_grammar_leaves_nothing(backend: LlamaBackend) -> None:
