@@ -11,6 +11,7 @@ Rules:
 
 import hashlib
 import hmac
+import itertools
 from collections import Counter
 from collections.abc import Hashable
 from typing import TypeVar
@@ -44,7 +45,9 @@ KNOWN_SHARE = 0.5
 """Of what is limited in all, the part that only contacts in our table can use."""
 MAX_HOSTS = 4096
 MAX_SUBNETS = 1024
-"""Addresses and subnets remembered, the ones seen first forgotten first."""
+"""Addresses and subnets remembered, the ones seen first forgotten first.
+
+Who was quiet for some seconds, and has its whole burst again, needs no place."""
 
 
 @attrs.define(eq=False)
@@ -67,6 +70,10 @@ class Allowance:
             return False
         self.left -= amount
         return True
+
+    def is_full(self, now: float) -> bool:
+        """Whether all that can be saved up is there."""
+        return self.left + (now - self.at) * self.rate >= self.burst
 
     def give(self, amount: float = 1.0) -> None:
         """Allow `amount` more, up to the burst."""
@@ -126,6 +133,11 @@ def _is_own_machine(host: str) -> bool:
 def _allowance_of(table: dict[K, Allowance], key: K, rate: float, burst: float, most: int, now: float) -> Allowance:
     allowance = table.get(key)
     if allowance is None:
+        # Those that are full say no more than a new one would; two are looked at for each that comes.
+        for oldest in list(itertools.islice(table, 2)):
+            other = table.pop(oldest)
+            if not other.is_full(now):
+                table[oldest] = other
         allowance = table[key] = Allowance(rate, burst, now)
         if len(table) > most:
             del table[next(iter(table))]

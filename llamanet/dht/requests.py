@@ -47,7 +47,7 @@ FIRST_RTO_S = 1.0
 """Before anybody was measured (RFC 6298, 2.1)."""
 LATE_S = 5.0
 MAX_UNDER_WAY = 4096
-MEASURED_PEERS = 1024
+MEASURED_PEERS = 256
 FIND_PAYLOAD_BYTES = 320
 """A FIND request is padded to a datagram of 400 bytes, so that a full one answers it at three times its size."""
 _PADDED = frozenset({FindNode, FindValue})

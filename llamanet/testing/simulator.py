@@ -17,6 +17,7 @@ Rules:
     print(sim.get(sim.nodes[-1], key))
 """
 
+import bisect
 import hashlib
 import heapq
 import itertools
@@ -26,6 +27,7 @@ from random import Random
 from typing import Any
 
 from llamanet.dht.config import DhtConfig
+from llamanet.dht.distance import ID_BITS, number_of, random_id_sharing
 from llamanet.testing.simulated_node import Found, Put, SimulatedNode
 from llamanet.wire.identity import Identity, NodeId
 from llamanet.wire.rpc import Address
@@ -131,6 +133,23 @@ class Simulation:
             through = self.rng.choice(open_nodes) if open_nodes else None
             self.add(through=through, reachable=not (unreachable and through and self.rng.random() < unreachable))
         if not self.upkeep:
+            self.run()
+
+    def refresh(self) -> None:
+        """Fill tables as upkeep does in a node's first minute: by looking up an id in each bucket.
+
+        Only those buckets take their turn, nodes in random order, that have room and nodes that could fill it; in the
+        others nothing would change. For networks without upkeep, in which a node's joining fills but part of its table.
+        """
+        k, numbers = self.config.k, sorted(node.contact.number for node in self.nodes)
+        for node in self.rng.sample(self.nodes, len(self.nodes)):
+            for shared, size in enumerate(node.table.bucket_sizes[:-1]):
+                target = random_id_sharing(node.contact.node_id, shared, self.rng)
+                free = ID_BITS - shared - 1
+                first = number_of(target) >> free << free
+                nodes = bisect.bisect_left(numbers, first + (1 << free)) - bisect.bisect_left(numbers, first)
+                if size < min(k, nodes):
+                    node.find_nodes(target, k, lambda found: None)
             self.run()
 
     def leave(self, node: SimulatedNode) -> None:

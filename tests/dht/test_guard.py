@@ -51,6 +51,17 @@ def test_one_subnet_has_its_rate():
     assert admitted(guard, [f"10.8.8.{n % 250}" for n in range(20_000)]) == 20_000
 
 
+def test_who_was_quiet_takes_no_place():
+    guard = Guard(0.0)
+    assert admitted(guard, ["8.8.8.8"] * 10_000) == HOST_BURST
+    hosts = [f"9.{n >> 8}.{n & 255}.1" for n in range(2000)]
+    for number, host in enumerate(hosts):
+        assert guard.admit(host, 0.001 * number)
+    # Full again at once, but for the one that used up its burst: it has its rate, and no new burst.
+    assert len(guard._hosts) < 10
+    assert admitted(guard, ["8.8.8.8"] * 10_000, now=2.0) == 2 * HOST_RATE
+
+
 def test_this_machine_is_not_limited():
     guard = Guard(0.0)
     assert admitted(guard, ["127.0.0.1", "::1"] * 10_000) == 20_000
