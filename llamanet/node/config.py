@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from llamanet.errors import UserError
+from llamanet.node.gguf import model_name
 from llamanet.wire.facts import MAX_LABEL
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -91,9 +92,9 @@ def _label(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
 def _some_models(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
     if not value or Path() in value:
         raise UserError(f"{setting_name(attribute.name)} is required: the path of a GGUF model file")
-    names = [path.name for path in value]
+    names = [model_name(path) for path in value]
     if doubled := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"{setting_name(attribute.name)}: two files are named {doubled!r}; rename one of them")
+        raise UserError(f"{setting_name(attribute.name)}: two models are named {doubled!r}; rename one of the files")
 
 
 @attrs.frozen(kw_only=True)

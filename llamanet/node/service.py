@@ -20,6 +20,7 @@ from llamanet._version import __version__
 from llamanet.dht.config import DhtConfig
 from llamanet.dht.keyfile import hold_identity, load_swarm_key
 from llamanet.dht.service import Dht, serve_dht
+from llamanet.dht.transport import UdpTransport
 from llamanet.errors import UserError, ungrouped
 from llamanet.node.announcer import Announcement, Announcer
 from llamanet.node.backend import Backend
@@ -27,7 +28,7 @@ from llamanet.node.chat_template import load_chat_template
 from llamanet.node.config import LlamaSettings, NodeConfig, setting_name
 from llamanet.node.endpoint import Endpoint
 from llamanet.node.engine import Engine, EngineConfig, serve_engine
-from llamanet.node.gguf import check_model_file, file_digest, model_name
+from llamanet.node.gguf import check_model_file, check_model_layout, file_digest, model_name
 from llamanet.node.tls import server_tls
 from llamanet.node.worker import ThreadWorker, Worker
 from llamanet.wire.envelope import Network
@@ -248,7 +249,8 @@ class Node:
 async def serve_node(config: NodeConfig, *, task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED) -> None:
     """Run a node until cancelled, or until `node.host.drain()` has done its work.
 
-    The models are loaded before any port is opened. Raises `UserError` in one line for what the user can mend.
+    Both ports are bound before the models are loaded, so that a taken one is told at once, and answer only after.
+    Raises `UserError` in one line for what the user can mend; for the model files first.
     """
     with ungrouped(), contextlib.ExitStack() as held:
         await _serve_node(config, held, task_status)
@@ -259,6 +261,7 @@ async def _serve_node(config: NodeConfig, held: contextlib.ExitStack, task_statu
     swarm_key = load_swarm_key(config.swarm_key_file) if config.swarm_key_file else None
     for path in config.model_path:
         check_model_file(path)
+        check_model_layout(path)
     # A fresh port each time means a fresh node each time.
     fixed = config.dht_port != 0
     key_file = data_dir / f"node-{config.dht_port}.key"
@@ -274,20 +277,25 @@ async def _serve_node(config: NodeConfig, held: contextlib.ExitStack, task_statu
         network=Network(swarm_key=swarm_key),
         contacts_path=data_dir / f"contacts-{config.dht_port}" if fixed else None,
     )
+    sock = held.enter_context(await bind(bind_to, config.port))
+    try:
+        transport = UdpTransport.bind(dht_config.hosts, config.dht_port)
+    except UserError as error:
+        raise UserError(f"{error} ({setting_name('dht_port')})") from error
+    held.callback(transport.close)
     async with trio.open_nursery() as nursery:
         for path in config.model_path:
             await nursery.start(host.serve_model, await open_model(path, settings, data_dir))
-        listener = await listen(bind_to, config.port)
-        address = Address(*listener.socket.getsockname()[:2])
+        sock.listen(BACKLOG)
+        listener = trio.SocketListener(sock)
+        address = Address(*sock.getsockname()[:2])
 
         async def dht_service(*, task_status: trio.TaskStatus[Dht]) -> None:
-            await serve_dht(identity, dht_config, live_state=host.live_state, task_status=task_status)
+            await serve_dht(
+                identity, dht_config, live_state=host.live_state, transport=transport, task_status=task_status
+            )
 
-        try:
-            dht: Dht = await nursery.start(dht_service)
-        except UserError as error:
-            listener.socket.close()
-            raise UserError(f"{error} ({setting_name('dht_port')})") from error
+        dht: Dht = await nursery.start(dht_service)
         log.info(
             "Node %s (%s) serves %s on %s:%d (TCP, %s), DHT on port %d (UDP)",
             host.label,
@@ -335,18 +343,24 @@ async def resolve_host(host: str) -> str:
     return str(found[0][4][0])
 
 
-async def listen(host: str, port: int) -> trio.SocketListener:
-    """A listening TCP socket. Raises `UserError`."""
+async def bind(host: str, port: int) -> trio.socket.SocketType:
+    """A TCP socket that has its address, and does not listen yet. Raises `UserError`."""
     sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if host == "::":
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         await sock.bind((host, port))
-        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         why = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror
         setting = setting_name("port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host")
         raise UserError(f"cannot listen on TCP {Address(host, port)}: {why} ({setting})") from error
+    return sock
+
+
+async def listen(host: str, port: int) -> trio.SocketListener:
+    """A listening TCP socket. Raises `UserError`."""
+    sock = await bind(host, port)
+    sock.listen(BACKLOG)
     return trio.SocketListener(sock)

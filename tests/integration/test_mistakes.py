@@ -64,7 +64,7 @@ def test_a_swarm_key_file_that_is_none(run, model, tmp_path):
 
 def test_two_models_of_one_name(run, tmp_path):
     paths = [tmp_path / folder / "same.gguf" for folder in ("a", "b")]
-    refused(run("node", "--model-path", paths[0], "--model-path", paths[1]), 2, "--model-path", "'same.gguf'", "rename")
+    refused(run("node", "--model-path", paths[0], "--model-path", paths[1]), 2, "--model-path", "'same'", "rename")
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------

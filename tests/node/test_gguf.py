@@ -2,11 +2,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from llamanet.errors import ModelFileError
-from llamanet.node.gguf import check_model_file, file_digest, model_name
+from llamanet.node.gguf import check_model_file, check_model_layout, file_digest, model_name
 
 
 def test_a_models_name_is_its_file_name_without_the_suffix() -> None:
@@ -74,3 +75,31 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
 def test_a_missing_model_is_a_model_file_error(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"missing\.gguf"):
         file_digest(tmp_path / "missing.gguf", tmp_path / "digests.json")
+
+
+def test_a_file_that_ends_too_early_is_told(tiny: dict[str, Path], tmp_path: Path) -> None:
+    for name, path in tiny.items():
+        check_model_layout(path)
+        whole = path.read_bytes()
+        for size in (30, 200, len(whole) // 4, len(whole) // 2):
+            cut = tmp_path / f"{name}.gguf"
+            cut.write_bytes(whole[:size])
+            with pytest.raises(ModelFileError, match=r"\.gguf (ends at byte|is cut off)") as caught:
+                check_model_layout(cut)
+            assert "\n" not in str(caught.value)
+
+
+def test_garbage_in_a_file_is_told(tiny: dict[str, Path], tmp_path: Path) -> None:
+    random = Random(5)
+    whole = tiny["llama"].read_bytes()
+    path = tmp_path / "garbage.gguf"
+    for _ in range(200):
+        damaged = bytearray(whole[:20_000])
+        for _ in range(random.randrange(1, 30)):
+            damaged[random.randrange(4, 5_000)] = random.randrange(256)
+        path.write_bytes(damaged)
+        with pytest.raises(ModelFileError):
+            check_model_layout(path)
+    path.write_bytes(b"GGUF" + b"\xff" * 10_000)
+    with pytest.raises(ModelFileError, match="damaged"):
+        check_model_layout(path)

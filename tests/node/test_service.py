@@ -142,22 +142,21 @@ async def test_a_bad_model_is_refused_before_any_port_is_open(config, tmp_path, 
     def opened(*_):
         raise AssertionError("a port was opened")
 
-    monkeypatch.setattr(service, "listen", opened)
-    monkeypatch.setattr(service, "serve_dht", opened)
+    monkeypatch.setattr(service, "bind", opened)
+    monkeypatch.setattr(service.UdpTransport, "bind", opened)
     with pytest.raises(ModelFileError, match=complaint):
         await serve_node(settings)
 
 
-async def test_two_models_of_one_name(config, tmp_path):
+def test_two_models_of_one_name(config, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "alpha").write_bytes(GGUF)  # the suffix is no part of a model's name
     settings = config()
-    twice = NodeConfig(model_path=(*settings.model_path, tmp_path / "other" / "alpha"), port=0, dht_port=0)
     with pytest.raises(UserError, match="two models are named 'alpha'"):
-        await serve_node(twice)
+        NodeConfig(model_path=(*settings.model_path, tmp_path / "other" / "alpha"), port=0, dht_port=0)
 
 
-async def test_taken_ports(config):
+async def test_taken_ports(config, backends):
     with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         for taken in (tcp, udp):
             taken.bind(("127.0.0.1", 0))
@@ -165,9 +164,11 @@ async def test_taken_ports(config):
         port, dht_port = tcp.getsockname()[1], udp.getsockname()[1]
         with pytest.raises(UserError) as caught:
             await serve_node(config(port=port))
+        assert backends == []  # before a model is loaded
         assert str(caught.value) == f"cannot listen on TCP 127.0.0.1:{port}: the port is taken (--port (PORT))"
         with pytest.raises(UserError) as caught:
             await serve_node(config(dht_port=dht_port))
+        assert backends == []
         assert (
             str(caught.value) == f"cannot listen on UDP 127.0.0.1:{dht_port}: the port is taken (--dht-port (DHT_PORT))"
         )
