@@ -5,8 +5,11 @@ Synchronous and free of trio: a worker thread drives it in a node (`node/worker.
 - Commands come in between steps, so that a cancelled sequence is gone before the next step, in its prompt too.
 - A sequence whose reader lags `buffer_tokens` behind is paused; nobody else waits. After `reader_timeout` it is lost.
 - A failed computation ends the sequences in it, and only those.
+- Texts are embedded between the steps, one batch a step. While anybody generates it holds no more than half of what the
+  `Pace` allows for prompts, and prompts get the rest; but a text is embedded whole, however long it is.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -45,7 +48,7 @@ class Unpause:
 
 @attrs.frozen
 class EmbedBatch:
-    """Embed tokenized texts, as many as one `Backend.embed` takes."""
+    """Embed the first of these tokenized texts, at least one; `Backend.embed` would take all."""
 
     serial: int
     texts: list[list[int]]
@@ -89,7 +92,7 @@ class Told:
 
 @attrs.frozen
 class Embedded:
-    """The vectors of an `EmbedBatch`, or why there are none."""
+    """The vectors of the first texts of an `EmbedBatch`, or why there are none."""
 
     serial: int
     result: list[bytes] | BackendError
@@ -123,6 +126,9 @@ class EngineCore:
         )
         self._sequences: dict[int, Sequence] = {}
         self._events: list[Event] = []
+        self._batches: deque[EmbedBatch] = deque()
+        self._embedded = 0
+        """Tokens embedded since the last step."""
 
     def measure(self) -> None:
         """Time one token, so that a node that never served can say how fast it is. It also touches the weights."""
@@ -147,7 +153,7 @@ class EngineCore:
             if isinstance(command, Submit):
                 self._submit(command.sequence)
             elif isinstance(command, EmbedBatch):
-                self._embed(command)
+                self._batches.append(command)
             elif sequence := self._sequences.get(command.serial):
                 if isinstance(command, Cancel):
                     self._drop(sequence)
@@ -156,6 +162,8 @@ class EngineCore:
 
     def plan(self) -> Step:
         """The next batch; without chunks if nothing can be computed before another command, or `wake_at`."""
+        if self._batches:
+            self._embed(self._batches.popleft())
         now = self.clock()
         for sequence, since in self._paused():
             if now >= since + self._reader_timeout:
@@ -163,10 +171,13 @@ class EngineCore:
                 self._fail(sequence, "slow_reader", message)
         while admitted := self._scheduler.admit():
             self._admit(*admitted, now)
-        return self._scheduler.plan()
+        embedded, self._embedded = self._embedded, 0
+        return self._scheduler.plan(spent=embedded)
 
     def wake_at(self) -> float | None:
-        """When a paused reader's time is over, on the clock; None if nobody is paused."""
+        """When there is something to do without a step: a text to embed, or a reader to give up; None: nothing."""
+        if self._batches:
+            return self.clock()
         since = [since for _, since in self._paused()]
         return min(since) + self._reader_timeout if since else None
 
@@ -231,11 +242,23 @@ class EngineCore:
         self._events.append(Admitted(sequence.serial))
 
     def _embed(self, batch: EmbedBatch) -> None:
+        streaming = bool(self._scheduler.running)
+        most = self._pace.prompt_tokens(streaming=streaming) // (2 if streaming else 1)
+        texts = batch.texts[:1]
+        self._embedded = len(texts[0])
+        for tokens in batch.texts[1:]:
+            if self._embedded + len(tokens) > most:
+                break
+            texts.append(tokens)
+            self._embedded += len(tokens)
+        start = self.clock()
         try:
-            result: list[bytes] | BackendError = self.backend.embed(batch.texts)
+            result: list[bytes] | BackendError = self.backend.embed(texts)
         except BackendError as error:
             result = error
         self._events.append(Embedded(batch.serial, result))
+        self.rates.embedded_tokens += self._embedded
+        self._pace.step(prompt_tokens=self._embedded, seconds=self.clock() - start)
 
     def _draw(self, slot: int, sequence: Sequence, now: float) -> None:
         try:
@@ -246,9 +269,11 @@ class EngineCore:
         except RequestRefused as error:
             self._fail(sequence, "bad_request", str(error), field=error.field, limit=error.limit)
             return
-        if sequence.drew_first is None:
+        if sequence.drew_last is None:
             sequence.drew_first = now
-        self.rates.drew(None if sequence.drew_last is None else now - sequence.drew_last)
+            self.rates.drew_first(now - sequence.arrived)
+        else:
+            self.rates.drew(now - sequence.drew_last)
         sequence.drew_last = now
         text = sequence.append(token, self.backend)
         top = sequence.request.sampling.logprobs

@@ -201,12 +201,14 @@ class Endpoint:
                     ttft_s=state.ttft_s,
                     prefill_tokens_per_second=state.prefill_tokens_per_second,
                     queue_s=rates.queue_s,
+                    first_s=rates.first_s,
                     gap_s=rates.gap_s,
                     batch_tokens=rates.batch,
                     prompt_tokens=rates.prompt_tokens,
                     cached_tokens=rates.cached_tokens,
                     completion_tokens=rates.completion_tokens,
                     memory_tokens=rates.memory_tokens,
+                    embedded_tokens=rates.embedded_tokens,
                 )
             )
         return StatusReply(

@@ -21,6 +21,8 @@ class Rates:
     """Seconds that a request holds its slot."""
     queue_s: float = 0.0
     """Seconds that a request waits for its slot."""
+    first_s: float = 0.0
+    """Seconds from a request's arrival to its first token."""
     gap_s: float = 0.0
     """Seconds between two tokens of a stream."""
     batch: float = 0.0
@@ -28,7 +30,8 @@ class Rates:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
-    """All three counted since the start: of prompts, those of them found in memory, and drawn."""
+    embedded_tokens: int = 0
+    """All four counted since the start: of prompts, those of them found in memory, drawn, and of texts to embed."""
     memory_tokens: int = 0
     """Remembered now."""
 
@@ -39,11 +42,15 @@ class Rates:
         self.prompt_tokens += prompt_tokens
         self.cached_tokens += cached_tokens
 
-    def drew(self, gap_s: float | None) -> None:
-        """Count a token, drawn `gap_s` seconds after the one before it; None for the first of a stream."""
+    def drew_first(self, first_s: float) -> None:
+        """Count the first token of a stream, drawn `first_s` seconds after the request arrived."""
         self.completion_tokens += 1
-        if gap_s is not None:
-            self.gap_s = _average(self.gap_s, gap_s)
+        self.first_s = _average(self.first_s, first_s)
+
+    def drew(self, gap_s: float) -> None:
+        """Count a token, drawn `gap_s` seconds after the one before it."""
+        self.completion_tokens += 1
+        self.gap_s = _average(self.gap_s, gap_s)
 
     def step(self, *, drawing: int, tokens: int, seconds: float) -> None:
         """Count a step that computed `tokens` tokens, of which `drawing` were followed by a draw."""

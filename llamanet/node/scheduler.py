@@ -101,8 +101,11 @@ class Scheduler:
             self._cache.release(sequence.slot, sequence.tokens[: sequence.computed])
             sequence.slot = None
 
-    def plan(self) -> Step:
-        """The next step; without parts if nothing can be computed."""
+    def plan(self, *, spent: int = 0) -> Step:
+        """The next step; without parts if nothing can be computed.
+
+        `spent` tokens that the pace allows were used already, for embedding.
+        """
         parts = []
         prompts = []
         for slot, sequence in self.running.items():
@@ -113,6 +116,8 @@ class Scheduler:
             else:
                 prompts.append((slot, sequence))
         budget = min(self._n_batch - len(parts), self._pace.prompt_tokens(streaming=bool(parts)))
+        if parts:
+            budget = max(0, budget - spent)
         for slot, sequence, size in _shares(prompts, budget):
             parts.append((sequence, _chunk(slot, sequence, size)))
         # llama.cpp computes neighbouring sequences in one pass only if they stand in the batch in the order of slots.

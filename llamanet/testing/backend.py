@@ -279,9 +279,9 @@ class TrioWorker:
             commands = list(self._inbox)
             self._inbox.clear()
             core.execute(commands)
+            step = core.plan()
             if self._script and self._script.spent:
                 await self._sleep()
-            step = core.plan()
             deliver(core.take_events())
             if step.parts:
                 core.compute(step)

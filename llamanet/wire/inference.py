@@ -276,8 +276,8 @@ class Failed:
 class ModelStatus:
     """One model of a node, as `Status` tells it.
 
-    Rates and times are recent averages, in tokens a second and seconds; the last four count tokens, three of them since
-    the model was loaded.
+    Rates and times are recent averages, in tokens a second and seconds; `ttft_s` is an estimate for a short prompt now.
+    Tokens are counted since the model was loaded, but for `memory_tokens`.
     """
 
     name: str = wire_field(text(MAX_MODEL_NAME))
@@ -291,6 +291,8 @@ class ModelStatus:
     prefill_tokens_per_second: float = wire_field(number(0, 1e9), default=0.0)
     queue_s: float = wire_field(number(0, 1e9), default=0.0)
     """From a request's arrival until it has a slot."""
+    first_s: float = wire_field(number(0, 1e9), default=0.0)
+    """From a request's arrival to its first token, as measured."""
     gap_s: float = wire_field(number(0, 1e9), default=0.0)
     """Between two tokens of a stream."""
     batch_tokens: float = wire_field(number(0, 1e9), default=0.0)
@@ -301,6 +303,8 @@ class ModelStatus:
     completion_tokens: int = wire_field(integer(0, 2**53), default=0)
     memory_tokens: int = wire_field(integer(0, 2**53), default=0)
     """Remembered now, in live and idle slots; at most `slots` times `n_ctx`."""
+    embedded_tokens: int = wire_field(integer(0, 2**53), default=0)
+    """Of texts that were embedded."""
 
 
 @attrs.frozen(kw_only=True)

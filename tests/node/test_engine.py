@@ -1,8 +1,9 @@
 """The engine's behaviour, on a script and a virtual clock."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import pairwise
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import pytest
@@ -21,6 +22,8 @@ from llamanet.testing.backend import (
 from llamanet.wire.inference import (
     Accepted,
     ChatMessage,
+    Embed,
+    Embeddings,
     Failed,
     Finished,
     Generate,
@@ -74,6 +77,16 @@ class Parrot(ScriptedBackend):
 
     def tokenize(self, text: str, *, whole: bool = False) -> list[int]:
         return [int(word[1:]) if word[0] == "#" else super(Parrot, self).tokenize(word)[0] for word in text.split()]
+
+
+class Embedding(ScriptedBackend):
+    """Notes how many tokens were drawn before each batch of texts, and how many texts it had."""
+
+    batches: ClassVar[list[tuple[int, int]]] = []
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> list[bytes]:
+        self.batches.append((self.drawn, len(texts)))
+        return super().embed(texts)
 
 
 class FailingOnce(ScriptedBackend):
@@ -177,6 +190,9 @@ async def test_what_an_engine_did_is_counted(autojump_clock: MockClock, serve: S
     assert rates.memory_tokens == 3 + 19
     assert rates.gap_s == pytest.approx(0.01)
     assert 0 < rates.queue_s < 0.22
+    # The first asked waits for its prompt, the second for the first's answer too: their average, the newer a tenth.
+    first = 0.012
+    assert rates.first_s == pytest.approx(first + 0.1 * (0.2 + 0.01), abs=0.005)
     assert 1 <= rates.batch < 3
 
 
@@ -513,3 +529,36 @@ async def test_the_state_tells_rates(autojump_clock: MockClock, serve: Serve) ->
     generation = engine.submit(request(max_tokens=20))
     await generation.receive()
     assert engine.state().ttft_s > 0.4
+
+
+async def test_texts_to_embed_do_not_hold_streams_up(autojump_clock: MockClock, serve: Serve) -> None:
+    Embedding.batches.clear()
+    engine, _ = await serve(make=Embedding, slots=16, token_time=0.001, step_time=0.02)
+    generation = engine.submit(request(max_tokens=200))
+    # A step's length is known only after one was measured.
+    await ask(engine, "word " * 400, max_tokens=1)
+    arrivals: list[float] = []
+
+    async def stream() -> None:
+        async for message in generation:
+            if isinstance(message, Tokens):
+                arrivals.append(trio.current_time())
+
+    async with trio.open_nursery() as users:
+        users.start_soon(stream)
+        for number in range(3):
+            users.start_soon(engine.embed, Embed(id=number, texts=("word " * 40,) * 16))
+    assert sum(texts for _, texts in Embedding.batches) == 48
+    assert max(later - earlier for earlier, later in pairwise(arrivals)) < 0.15 + 0.02
+    assert len({drawn for drawn, _ in Embedding.batches}) == len(Embedding.batches), "a token comes between any two"
+    assert engine.rates.embedded_tokens == 48 * 40
+
+
+async def test_texts_are_embedded_in_full_batches_while_nobody_generates(
+    autojump_clock: MockClock, serve: Serve
+) -> None:
+    engine, backend = await serve(n_batch=512, slots=4, step_time=0.02)
+    start = trio.current_time()
+    answer = await engine.embed(Embed(id=1, texts=("word " * 100,) * 16))
+    assert isinstance(answer, Embeddings)
+    assert trio.current_time() - start == pytest.approx(4 * 0.02)
