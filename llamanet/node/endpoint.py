@@ -3,23 +3,22 @@
 Rules:
 - Whatever a peer sends, or does not send, ends at most its own connection: handshakes, idling and stalled sends have a
   time limit, connections, requests on each and messages a size limit, and all that comes in is decoded before use.
-- Answers go out as the engine gives them. A socket that does not drain holds back its own generations only, and these
-  are bounded by the engine.
+- One task of a connection writes: after a step, the tokens of all its generations in one piece. A socket that does not
+  drain holds back its own generations only, and these are bounded by the engine.
 - A request ends with its connection, or with its `Cancel`, within one engine step.
 - A request is answered by `Failed` with its id and the connection goes on; only what cannot be tied to one request
   ends the connection: `Failed` without id, then the close code.
 """
 
 import logging
+import math
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Iterable
+from functools import partial
 
 import attrs
 import trio
-import wsproto.utilities
-from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, wrap_server_stream
 
 from llamanet._version import __version__
 from llamanet.errors import BadMessage, EngineBusy
@@ -41,11 +40,19 @@ from llamanet.wire.inference import (
     encode_message,
     request_id_of_untrusted,
 )
+from llamanet.wire.websocket import (
+    BAD_DATA,
+    GOING_AWAY,
+    POLICY,
+    UNSUPPORTED,
+    HandshakeRefused,
+    ServerOpening,
+    WebSocket,
+)
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 256
@@ -68,15 +75,7 @@ RECEIVE_BYTES = 64 * 1024
 _PLAIN_HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\n\r\n"
 _SPEAK_TLS = b"This port speaks TLS: use wss:// (the certificate is self-signed by the node's identity).\n"
 
-_GOING_AWAY, _UNSUPPORTED, _BAD_DATA, _POLICY = 1001, 1003, 1007, 1008
-"""Close codes of RFC 6455, section 7.4.1."""
-_NETWORK_ERRORS = (
-    ConnectionClosed,
-    trio.BrokenResourceError,
-    trio.ClosedResourceError,
-    wsproto.utilities.ProtocolError,
-    UnicodeDecodeError,  # let out by wsproto for headers that are not ASCII
-)
+_NETWORK_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class Endpoint:
@@ -110,7 +109,7 @@ class Endpoint:
         """Serve one connection over `stream`, and close it."""
         try:
             await self._serve_stream(stream)
-        except _NETWORK_ERRORS as error:
+        except (*_NETWORK_ERRORS, HandshakeRefused) as error:
             log.debug("connection lost: %r", error)
         except BaseExceptionGroup as group:
             _, rest = group.split(_NETWORK_ERRORS)
@@ -128,17 +127,13 @@ class Endpoint:
             try:
                 if self._tls is not None:
                     stream = await self._open_tls(stream, self._tls)
-                async with trio.open_nursery() as nursery:
-                    request = await wrap_server_stream(
-                        nursery, stream, max_message_size=MAX_MESSAGE_BYTES, receive_buffer_size=RECEIVE_BYTES
-                    )
-                    websocket = await _accept(request)
-                    if websocket is not None and self._has_room():
-                        handshake.deadline = float("inf")
-                        del self._handshakes[handshake]
-                        await self._serve_connection(_Connection(self, websocket, nursery))
-                    # Without this the library's reader would go on until the peer closes its side.
-                    nursery.cancel_scope.cancel()
+                opening = await _open_websocket(stream)
+                if opening is not None and self._has_room():
+                    handshake.deadline = math.inf
+                    del self._handshakes[handshake]
+                    async with trio.open_nursery() as nursery:
+                        await self._serve_connection(_Connection(self, stream, opening, nursery))
+                        nursery.cancel_scope.cancel()
             finally:
                 self._handshakes.pop(handshake, None)
 
@@ -224,17 +219,29 @@ class Endpoint:
             self._idle.set()
 
 
-async def _accept(request: WebSocketRequest) -> WebSocketConnection | None:
-    """Agree on a subprotocol; None if the client offers only others."""
-    offered = request.proposed_subprotocols
-    for subprotocol in (SUBPROTOCOL_MSGPACK, SUBPROTOCOL_JSON):
-        if subprotocol in offered:
-            return await request.accept(subprotocol=subprotocol)
-    if not offered:
-        return await request.accept()
-    known = f"known subprotocols: {SUBPROTOCOL_MSGPACK}, {SUBPROTOCOL_JSON}\n"
-    await request.reject(400, body=known.encode())
-    return None
+async def _open_websocket(stream: trio.abc.Stream) -> ServerOpening | None:
+    """Open a websocket and agree on a subprotocol; None if the client leaves, or offers only others.
+
+    Raises `HandshakeRefused`.
+    """
+    opening = ServerOpening()
+    try:
+        while True:
+            data = await stream.receive_some(RECEIVE_BYTES)
+            if not data:
+                return None
+            if opening.receive(data):
+                break
+    except HandshakeRefused as error:
+        await stream.send_all(error.answer)
+        raise
+    known = [name for name in (SUBPROTOCOL_MSGPACK, SUBPROTOCOL_JSON) if name in opening.offered]
+    if opening.offered and not known:
+        body = f"known subprotocols: {SUBPROTOCOL_MSGPACK}, {SUBPROTOCOL_JSON}\n"
+        await stream.send_all(opening.reject(400, body.encode()))
+        return None
+    await stream.send_all(opening.accept(known[0] if known else None))
+    return opening
 
 
 def _busy(request: Generate | Embed, error: EngineBusy) -> Failed:
@@ -252,17 +259,27 @@ class _Close(Exception):
 class _Connection:
     """One client's websocket and its requests in flight."""
 
-    def __init__(self, endpoint: Endpoint, websocket: WebSocketConnection, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, endpoint: Endpoint, stream: trio.abc.Stream, opening: ServerOpening, nursery: trio.Nursery
+    ) -> None:
         self._endpoint = endpoint
-        self._websocket = websocket
-        self._as_json = websocket.subprotocol == SUBPROTOCOL_JSON
+        self._stream = stream
+        self._websocket = WebSocket(client=False, max_message_bytes=MAX_MESSAGE_BYTES)
+        self._first = opening.rest
+        self._as_json = opening.subprotocol == SUBPROTOCOL_JSON
         self._nursery = nursery
         self._answers = 0
+        """Requests whose last answer is not sent."""
         self._dropped = False
         self.heard_at = trio.current_time()
         """When the peer last sent something, on trio's clock."""
         self._generations: dict[int, Generation] = {}
         self._embeddings: dict[int, trio.CancelScope] = {}
+        self._replies: list[NodeMessage] = []
+        """Whole answers that wait to be written."""
+        self._speaking: dict[Generation, None] = {}
+        """Those that have something to say, in the order in which they had."""
+        self._news = trio.lowlevel.ParkingLot()
 
     @property
     def idle(self) -> bool:
@@ -276,33 +293,64 @@ class _Connection:
 
     async def serve(self) -> None:
         """Answer requests until either side closes, or nothing happens for too long."""
+        written = trio.Event()
+        self._nursery.start_soon(self._write, written)
         try:
-            while True:
-                with trio.move_on_after(IDLE_S) as silence:
-                    data = await self._websocket.get_message()
-                    self.heard_at = trio.current_time()
-                if not silence.cancelled_caught:
-                    self._take(data)
-                elif not self._answers:
-                    raise _Close(_GOING_AWAY, "idle for too long")
-        except _Close as close:
+            try:
+                await self._read()
+            except _Close as close:
+                if close.code != GOING_AWAY:
+                    self._replies.append(Failed(code="bad_request", message=close.reason))
+                self._websocket.close(close.code, close.reason)
+            self._news.unpark_all()
             with trio.move_on_after(CLOSE_S):
-                if close.code != _GOING_AWAY:
-                    await self._send(Failed(code="bad_request", message=close.reason))
-                await self._websocket.aclose(close.code, close.reason[:100])
+                await written.wait()
+                while self._websocket.closed is None and (data := await self._receive()):
+                    self._websocket.receive(data)
+        finally:
+            for generation in self._generations.values():
+                generation.on_news = None
+                generation.cancel()
+            self._endpoint.count_request(-self._answers)
+
+    # --- what comes in ------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        """Take what the peer says until it closes. Raises `_Close`."""
+        data: bytes | bytearray = self._first
+        while True:
+            for message in self._websocket.receive(data):
+                self._take(message)
+            if self._websocket.due:
+                self._news.unpark_all()
+            if self._websocket.closed is not None:
+                return
+            with trio.move_on_after(IDLE_S) as silence:
+                data = await self._receive()
+                if not data:
+                    # Whoever is gone reads no answer.
+                    self.drop()
+                self.heard_at = trio.current_time()
+            if silence.cancelled_caught:
+                if not self._answers:
+                    raise _Close(GOING_AWAY, "idle for too long")
+                data = b""
+
+    async def _receive(self) -> bytes | bytearray:
+        return await self._stream.receive_some(RECEIVE_BYTES)
 
     def _take(self, data: bytes | str) -> None:
         if isinstance(data, str) != self._as_json:
             kind, other = ("text", SUBPROTOCOL_MSGPACK) if self._as_json else ("binary", SUBPROTOCOL_JSON)
-            raise _Close(_UNSUPPORTED, f"messages are {kind} frames here; ask for subprotocol {other} to send others")
+            raise _Close(UNSUPPORTED, f"messages are {kind} frames here; ask for subprotocol {other} to send others")
         try:
             message = decode_client_message_untrusted(data)
         except BadMessage as error:
             request_id = request_id_of_untrusted(data)
             if request_id is None or self._in_flight(request_id):
-                raise _Close(_BAD_DATA, str(error)) from error
+                raise _Close(BAD_DATA, str(error)) from error
             failed = Failed(id=request_id, code="bad_request", message=str(error), field=error.field, limit=error.limit)
-            self._start(self._reply, failed)
+            self._answer(failed)
             return
         if isinstance(message, Cancel):
             if generation := self._generations.get(message.id):
@@ -310,50 +358,44 @@ class _Connection:
             elif scope := self._embeddings.get(message.id):
                 scope.cancel()
         elif isinstance(message, Status):
-            self._start(self._reply, self._endpoint.status(message))
+            self._answer(self._endpoint.status(message))
         elif self._in_flight(message.id):
-            raise _Close(_POLICY, f"request {message.id} is already in flight")
+            raise _Close(POLICY, f"request {message.id} is already in flight")
         elif isinstance(message, Embed):
+            self._begin()
             self._embeddings[message.id] = trio.CancelScope()
-            self._start(self._embed, message)
+            self._nursery.start_soon(self._embed, message)
         else:
             self._generate(message)
 
     def _in_flight(self, request_id: int) -> bool:
         return request_id in self._generations or request_id in self._embeddings
 
+    def _begin(self) -> None:
+        """Count a request, until its last answer is sent."""
+        if self._answers >= MAX_REQUESTS:
+            raise _Close(POLICY, f"more than {MAX_REQUESTS} requests in flight")
+        self._answers += 1
+        self._endpoint.count_request(+1)
+
+    def _end(self, requests: int) -> None:
+        self._answers -= requests
+        self._endpoint.count_request(-requests)
+
     def _generate(self, request: Generate) -> None:
         engine = self._endpoint.engine_for(request)
         if isinstance(engine, Failed):
-            self._start(self._reply, engine)
+            self._answer(engine)
             return
+        self._begin()
         try:
             generation = engine.submit(request)
         except EngineBusy as error:
-            self._start(self._reply, _busy(request, error))
+            self._reply(_busy(request, error))
             return
         self._generations[request.id] = generation
-        try:
-            self._start(self._relay, generation)
-        except _Close:
-            generation.cancel()
-            raise
-
-    def _start(self, answer: Callable[[T], Awaitable[None]], argument: T) -> None:
-        if self._answers >= MAX_REQUESTS:
-            raise _Close(_POLICY, f"more than {MAX_REQUESTS} requests in flight")
-        self._answers += 1
-        self._endpoint.count_request(+1)
-        self._nursery.start_soon(self._run, answer, argument)
-
-    async def _run(self, answer: Callable[[T], Awaitable[None]], argument: T) -> None:
-        try:
-            await answer(argument)
-        except trio.TooSlowError:
-            self._nursery.cancel_scope.cancel()
-        finally:
-            self._answers -= 1
-            self._endpoint.count_request(-1)
+        generation.on_news = partial(self._speak, generation)
+        self._speak(generation)
 
     async def _embed(self, request: Embed) -> None:
         engine = self._endpoint.engine_for(request)
@@ -367,22 +409,46 @@ class _Connection:
         finally:
             del self._embeddings[request.id]
         if answer is not None:
-            await self._send(answer)
+            self._reply(answer)
+        else:
+            self._end(1)
 
-    async def _reply(self, message: NodeMessage) -> None:
-        await self._send(message)
+    # --- what goes out ------------------------------------------------------------------------------------------------
 
-    async def _relay(self, generation: Generation) -> None:
-        try:
-            while True:
-                await self._send(await generation.receive())
-        except trio.EndOfChannel:
-            pass
-        finally:
-            generation.cancel()
-            del self._generations[generation.request.id]
+    def _answer(self, message: NodeMessage) -> None:
+        """Answer a request that is over with it."""
+        self._begin()
+        self._reply(message)
 
-    async def _send(self, message: NodeMessage) -> None:
-        # Only the end of the connection may interrupt a send: half a frame would garble those that follow.
-        with trio.fail_after(SEND_S):
-            await self._websocket.send_message(encode_message(message, as_json=self._as_json))
+    def _reply(self, message: NodeMessage) -> None:
+        self._replies.append(message)
+        self._news.unpark_all()
+
+    def _speak(self, generation: Generation) -> None:
+        self._speaking[generation] = None
+        self._news.unpark_all()
+
+    async def _write(self, written: trio.Event) -> None:
+        """Send what there is to say, each time all of it in one piece, until a close is sent."""
+        while not self._websocket.close_sent:
+            while not (self._replies or self._speaking or self._websocket.due):
+                await self._news.park()
+            replies, self._replies = self._replies, []
+            speaking, self._speaking = self._speaking, {}
+            messages: list[NodeMessage] = list(replies)
+            over = sum(reply.id is not None for reply in replies)
+            for generation in speaking:
+                messages += generation.take_all()
+                if generation.over and generation.request.id in self._generations:
+                    del self._generations[generation.request.id]
+                    over += 1
+            frames = [self._websocket.send(encode_message(message, as_json=self._as_json)) for message in messages]
+            frames.append(self._websocket.to_send())
+            # Only the end of the connection may interrupt a send: half a frame would garble those that follow.
+            with trio.move_on_after(SEND_S) as sending:
+                await self._stream.send_all(b"".join(frames))
+            if sending.cancelled_caught:
+                self.drop()
+                return
+            self._end(over)
+        written.set()
