@@ -540,9 +540,7 @@ async def test_texts_to_embed_do_not_hold_streams_up(autojump_clock: MockClock, 
     arrivals: list[float] = []
 
     async def stream() -> None:
-        async for message in generation:
-            if isinstance(message, Tokens):
-                arrivals.append(trio.current_time())
+        arrivals.extend([trio.current_time() async for message in generation if isinstance(message, Tokens)])
 
     async with trio.open_nursery() as users:
         users.start_soon(stream)
@@ -557,7 +555,7 @@ async def test_texts_to_embed_do_not_hold_streams_up(autojump_clock: MockClock, 
 async def test_texts_are_embedded_in_full_batches_while_nobody_generates(
     autojump_clock: MockClock, serve: Serve
 ) -> None:
-    engine, backend = await serve(n_batch=512, slots=4, step_time=0.02)
+    engine, _ = await serve(n_batch=512, slots=4, step_time=0.02)
     start = trio.current_time()
     answer = await engine.embed(Embed(id=1, texts=("word " * 100,) * 16))
     assert isinstance(answer, Embeddings)
