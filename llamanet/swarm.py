@@ -18,9 +18,11 @@ import trio
 
 from llamanet.client.census import ModelView, NodeView
 from llamanet.client.client import Messages, SwarmClient
+from llamanet.client.decision import Considered, Decision
 from llamanet.client.embedding import EmbeddingReply
 from llamanet.client.generation import Chunk, Hop, Reply, Stream
 from llamanet.client.join import as_peers, as_swarm_key, local_addresses
+from llamanet.client.strategy import STRATEGIES, check_strategy
 from llamanet.dht.service import Dht, DhtConfig, serve_dht
 from llamanet.errors import ungrouped
 from llamanet.wire.envelope import Network
@@ -33,7 +35,18 @@ if TYPE_CHECKING:
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ["Chunk", "Hop", "Messages", "ModelView", "NodeView", "Reply", "Stream", "Swarm"]
+__all__ = [
+    "Chunk",
+    "Considered",
+    "Decision",
+    "Hop",
+    "Messages",
+    "ModelView",
+    "NodeView",
+    "Reply",
+    "Stream",
+    "Swarm",
+]
 
 
 class Swarm:
@@ -52,6 +65,7 @@ class Swarm:
         swarm_key_file: Path | str | None = None,
         min_tps: float = 0.0,
         max_load: float | None = None,
+        strategy: str = STRATEGIES[0],
         node_id: str | None = None,
         host: str = "0.0.0.0",
         port: int = 0,
@@ -69,10 +83,12 @@ class Swarm:
           swarm_key: a private swarm's key, 32 bytes or their hexadecimal digits; or `swarm_key_file`, which holds it.
           min_tps: tokens a second of one stream, below which no node will do.
           max_load: requests running and waiting for each slot, above which no node will do.
+          strategy: how a request's node is chosen: "soonest", or, to compare it with, "random", "round_robin" or
+            "least_load".
           node_id, host, port, announce, no_tls, heartbeat_interval: as the flags of `llamanet node`, for `serve`.
           data_dir: where the digests of model files are remembered; default: the platform's place for data.
 
-        Raises `UserError` for a bootstrap peer or a key that cannot be one.
+        Raises `UserError` for a bootstrap peer or a key that cannot be one, and for an unknown strategy.
         """
         self._config = DhtConfig(
             port=dht_port,
@@ -82,6 +98,7 @@ class Swarm:
         )
         self._min_tps = min_tps
         self._max_load = max_load
+        self._strategy = check_strategy(strategy)
         self._node_id = node_id
         self._bind_to = (host, port)
         self._announce = announce
@@ -121,7 +138,9 @@ class Swarm:
         async with trio.open_nursery() as nursery:
             self._dht: Dht = await nursery.start(dht_service)
             self._nursery = nursery
-            self._client = SwarmClient(self._dht, nursery, min_tps=self._min_tps, max_load=self._max_load)
+            self._client = SwarmClient(
+                self._dht, nursery, min_tps=self._min_tps, max_load=self._max_load, strategy=self._strategy
+            )
             yield
             if self._host is not None and self._open:
                 self._host.drain()

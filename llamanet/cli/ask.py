@@ -9,7 +9,8 @@ import click
 
 from llamanet.cli import Stopped
 from llamanet.cli.logs import set_up_logging
-from llamanet.cli.options import bootstrap_nodes, log_settings, swarm_key_file
+from llamanet.cli.options import bootstrap_nodes, log_settings, setting, swarm_key_file
+from llamanet.client.strategy import STRATEGIES
 from llamanet.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
 @click.option(
     "--grammar", type=click.File(encoding="utf-8"), metavar="FILE", help="Answer with what this GBNF grammar allows."
 )
+@setting(
+    "strategy",
+    type=click.Choice(STRATEGIES),
+    default=STRATEGIES[0],
+    show_default=True,
+    help="How the node is chosen; all but the first are there to compare it with.",
+)
+@click.option("--explain", is_flag=True, help="Say why which node was asked, on standard error.")
 @click.option("--no-chat", is_flag=True, help="Complete PROMPT as it is, without the model's chat template.")
 @swarm_key_file
 @log_settings("error")
@@ -47,6 +56,8 @@ def command(
     as_json: bool,
     json_schema: TextIO | None,
     grammar: TextIO | None,
+    strategy: str,
+    explain: bool,
     no_chat: bool,
     swarm_key_file: Path | None,
     log_level: str,
@@ -62,7 +73,7 @@ def command(
 
     async def ask() -> None:
         async with (
-            Swarm(bootstrap_nodes=bootstrap_nodes, swarm_key_file=swarm_key_file) as swarm,
+            Swarm(bootstrap_nodes=bootstrap_nodes, swarm_key_file=swarm_key_file, strategy=strategy) as swarm,
             swarm.stream(
                 prompt if no_chat else None,
                 messages=None if no_chat else [{"role": "user", "content": prompt}],
@@ -80,6 +91,8 @@ def command(
             async for chunk in stream:
                 write(chunk.text)
             write("\n")
+        if explain:
+            click.echo("\n\n".join(map(str, stream.choices)), err=True)
         click.echo(closing_line(stream), err=True)
 
     run_until_signalled(ask)

@@ -1,23 +1,27 @@
 """The nodes that are left for one request, the best first: looked up, probed a few at a time, ranked.
 
-Rules:
-- A few random nodes are probed, not all; the next ones only when none of these will do.
+The policy is in `client/router.py`; here it meets the network. Rules:
+- `PROBES` nodes are probed for a request, and what the pool holds of others counts too; further ones are probed only
+  when none of these will do.
 - Nobody is given up lightly: before the end the records are looked up anew, then come the nodes that failed this
   request before, and then those that were silent are asked again with patience.
-- Why each node was passed over is remembered, for the error that names them all.
+- Why each node was passed over is remembered, for the error that names them.
 """
 
 from collections.abc import Mapping
-from random import Random
 
+import trio
+
+from llamanet.client.decision import Considered, Decision
 from llamanet.client.directory import Directory, Service
+from llamanet.client.pool import MAX_AGE_S, PROBES
 from llamanet.client.probe import probe
-from llamanet.client.selection import Candidate, Wishes, objection, ranked
+from llamanet.client.router import Question, Router
+from llamanet.client.selection import Candidate, objection, objection_to_service, shortfalls
 from llamanet.dht.service import Dht
 from llamanet.errors import NoNodeServes, SwarmBusy
 from llamanet.wire.identity import PublicKey
 
-FIRST_PROBES = 3
 FURTHER_PROBES = 8
 MAX_FAILURES = 2
 """A node that failed one request so often is not asked for it again. Once may be a connection that had gone stale."""
@@ -31,38 +35,45 @@ class Choice:
     def __init__(
         self,
         dht: Dht,
+        nursery: trio.Nursery,
         directory: Directory,
-        *,
-        wishes: Wishes,
-        prompt_tokens: int,
+        router: Router,
+        question: Question,
         failures: Mapping[PublicKey, int],
-        rng: Random,
     ) -> None:
-        """`failures` counts how often each node failed this request so far."""
+        """`failures` counts how often each node failed this request so far. Probes run in `nursery`."""
         self.reasons: dict[str, str] = {}
         """By label, why a node was passed over."""
         self.busy: dict[str, float] = {}
         """By label, after how many seconds a busy node wants to be asked again."""
+        self.decision: Decision | None = None
+        """Why the node that `next` returned last is the one."""
         self._dht = dht
+        self._nursery = nursery
         self._directory = directory
-        self._wishes = wishes
-        self._prompt_tokens = prompt_tokens
+        self._router = router
+        self._question = question
         self._failures = failures
-        self._rng = rng
         self._ranked: list[Candidate] = []
+        self._ranked_at = 0.0
         self._unprobed: list[Service] = []
         self._failed: list[Service] = []
         self._silent: list[Service] = []
         self._known: set[Service] = set()
+        self._answered: dict[Service, Candidate] = {}
         self._lookups = 0
-        self._batch = FIRST_PROBES
+        self._probes = 0
 
     async def next(self) -> Candidate | None:
         """The best node that was not handed out yet; None when there is none left."""
+        if trio.current_time() - self._ranked_at > MAX_AGE_S:
+            # What was best then need not be so now.
+            self._unprobed[:0] = [c.service for c in self._ranked if c.service not in self._unprobed]
+            self._ranked = []
         while not self._ranked:
             if self._unprobed:
-                batch, self._unprobed = self._unprobed[: self._batch], self._unprobed[self._batch :]
-                self._batch = FURTHER_PROBES
+                count = FURTHER_PROBES if self._probes else PROBES
+                batch, self._unprobed = self._unprobed[:count], self._unprobed[count:]
                 self._silent += await self._probe(batch, patiently=False)
             elif self._lookups < 2:
                 await self._look_up(fresh=self._lookups > 0)
@@ -75,40 +86,87 @@ class Choice:
                     self.reasons[service.facts.label] = "it does not answer"
             else:
                 return None
-        return self._ranked.pop(0)
+        return self._take()
 
     async def nobody(self) -> NoNodeServes | SwarmBusy:
         """The error that says why no node is left."""
+        wishes = self._question.wishes
         if self.busy:
-            return SwarmBusy(self._wishes.model, len(self._known), min(self.busy.values()))
+            return SwarmBusy(wishes.model, len(self._known), min(self.busy.values()))
         served = tuple(await self._directory.models(fresh=True))
-        reasons = tuple(f"{label}: {reason}" for label, reason in self.reasons.items())
-        return NoNodeServes(self._wishes.model, len(self._known), served, reasons)
+        reasons = (f"{label}: {reason}" for label, reason in self.reasons.items())
+        return NoNodeServes(
+            wishes.model, len(self._known), served, (*shortfalls(self._answered.values(), wishes), *reasons)
+        )
 
     async def _look_up(self, *, fresh: bool) -> None:
-        model = self._wishes.model
-        models = [model] if model is not None else (await self._directory.models(fresh=fresh))[:ANY_MODELS]
+        wishes = self._question.wishes
+        models = (
+            [wishes.model] if wishes.model is not None else (await self._directory.models(fresh=fresh))[:ANY_MODELS]
+        )
+        found = []
         for model in models:
             for service in await self._directory.services(model, fresh=fresh):
-                if service not in self._known:
-                    self._known.add(service)
-                    failures = self._failures.get(service.public_key, 0)
-                    if failures >= MAX_FAILURES:
-                        self.reasons[service.facts.label] = "it failed repeatedly"
-                    else:
-                        (self._failed if failures else self._unprobed).append(service)
-        self._rng.shuffle(self._unprobed)
+                if service in self._known:
+                    continue
+                self._known.add(service)
+                failures = self._failures.get(service.public_key, 0)
+                if reason := objection_to_service(service, wishes):
+                    self.reasons[service.facts.label] = reason
+                elif failures >= MAX_FAILURES:
+                    self.reasons[service.facts.label] = "it failed repeatedly"
+                elif failures:
+                    self._failed.append(service)
+                else:
+                    found.append(service)
+        self._unprobed = self._router.probe_order(self._question, found, trio.current_time())
 
     async def _probe(self, services: list[Service], *, patiently: bool) -> list[Service]:
-        """Rank those that answer and will do; returns those that did not answer."""
-        candidates = await probe(self._dht, services, patiently=patiently)
+        """Rank those that answer, or are in the pool, and will do; returns those that did not answer."""
+        self._probes += len(services)
+        candidates = await probe(self._dht, self._nursery, services, self._hear, patiently=patiently)
+        now = trio.current_time()
+        answered = {candidate.service: candidate for candidate in candidates}
+        # In the order of their probes, which some strategies go by.
+        fresh = [answered[service] for service in services if service in answered]
+        pooled = [candidate for candidate in self._router.pool.candidates(now) if candidate.service in self._unprobed]
         acceptable = []
-        for candidate in candidates:
-            reason = objection(candidate, self._wishes)
+        for candidate in (*fresh, *pooled):
+            self._answered[candidate.service] = candidate
+            reason = objection(candidate, self._question.wishes)
             if reason is None:
                 acceptable.append(candidate)
             else:
                 self.reasons[candidate.service.facts.label] = reason
-        self._ranked = ranked(acceptable, self._prompt_tokens, self._rng)
-        answered = {candidate.service for candidate in candidates}
+        self._ranked = self._router.rank(self._question, acceptable, now)
+        self._ranked_at = now
         return [service for service in services if service not in answered]
+
+    def _hear(self, service: Service, candidate: Candidate | None) -> None:
+        self._router.heard(service, candidate, len(self._known), trio.current_time())
+
+    def _take(self) -> Candidate:
+        now = trio.current_time()
+        considered = self._router.explain(self._question, self._ranked, now)
+        passed_over = {node.node_id for node in considered}
+        candidate = self._ranked.pop(0)
+        if candidate.service in self._unprobed:
+            self._unprobed.remove(candidate.service)
+        self._router.asked(self._question, candidate.service, now)
+        self.decision = Decision(
+            node_id=candidate.service.facts.label,
+            strategy=self._question.strategy,
+            known=len(self._known),
+            probes=self._probes,
+            prompt_tokens=self._question.prompt_tokens,
+            hot_load=self._router.pool.hot_load(),
+            considered=(
+                *considered,
+                *(
+                    Considered(node_id=label, verdict=reason)
+                    for label, reason in self.reasons.items()
+                    if label not in passed_over
+                ),
+            ),
+        )
+        return candidate

@@ -4,19 +4,23 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
 from typing import Any, TypeAlias
 
 import attrs
 import trio
 
+from llamanet.client.affinity import Block, request_blocks
 from llamanet.client.census import ModelView, NodeView, list_models, list_nodes
 from llamanet.client.choice import Choice
 from llamanet.client.connection import ConnectionPool, OpenStream
 from llamanet.client.directory import Directory
 from llamanet.client.embedding import Embedder, EmbeddingReply, make_batches
 from llamanet.client.generation import Reply, Stream
+from llamanet.client.router import Question, Router
 from llamanet.client.selection import Wishes
+from llamanet.client.strategy import STRATEGIES, check_strategy
 from llamanet.dht.service import Dht
 from llamanet.errors import BadMessage, NotJoined, RequestRefused
 from llamanet.wire.codec import from_map_untrusted, to_map
@@ -103,8 +107,8 @@ def _as_json(schema: object) -> str:
 class SwarmClient:
     """Generates on whatever node of the swarm will answer soonest. Its connections live in `nursery`.
 
-    `min_tps` (tokens a second of one stream) and `max_load` (requests running and waiting, for each slot) bind every
-    request that does not say otherwise.
+    `min_tps` (tokens a second of one stream), `max_load` (requests running and waiting, for each slot) and `strategy`
+    (one of `STRATEGIES`) bind every request that does not say otherwise.
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class SwarmClient:
         *,
         min_tps: float = 0.0,
         max_load: float | None = None,
+        strategy: str = STRATEGIES[0],
         open_stream: OpenStream = trio.open_tcp_stream,
         rng: Random | None = None,
     ) -> None:
@@ -121,7 +126,10 @@ class SwarmClient:
         self._directory = Directory(dht, nursery)
         self._pool = ConnectionPool(nursery, open_stream)
         self._wishes = Wishes(min_tps=min_tps, max_load=max_load)
+        self._strategy = check_strategy(strategy)
+        self._nursery = nursery
         self._rng = rng or Random()
+        self._router = Router(self._rng)
 
     @asynccontextmanager
     async def stream(self, prompt: str | None = None, **options: Any) -> AsyncIterator[Stream]:
@@ -141,6 +149,7 @@ class SwarmClient:
         digest: bytes | None = None,
         min_tps: float | None = None,
         max_load: float | None = None,
+        strategy: str | None = None,
         **sampling: Any,
     ) -> Stream:
         """A generation, to be closed by the caller; the first iteration asks a node.
@@ -152,6 +161,8 @@ class SwarmClient:
           digest: SHA-256 of the model file, if it must be one certain file.
           min_tps: tokens a second of one stream, below which no node will do.
           max_load: requests running and waiting for each slot, above which no node will do.
+          strategy: how its node is chosen: "soonest" (the default), or, to compare it with, "random", "round_robin" or
+            "least_load".
           sampling: fields of `llamanet.wire.inference.Sampling`: `max_tokens`, `temperature`, `seed`, `stop`,
             `logprobs`, ... A `logit_bias` may be a mapping of token ids. `response_format`, as in OpenAI's API, asks
             for JSON (`{"type": "json_object"}`), for JSON that follows a schema
@@ -169,19 +180,27 @@ class SwarmClient:
             max_load=self._wishes.max_load if max_load is None else max_load,
         )
         request = make_request(prompt, messages, model, sampling)
-        stream = Stream(self._dht, self._pool, self._make_choice, request, wishes, self._rng)
+        make_choice = partial(
+            self._make_choice,
+            blocks=request_blocks(request),
+            strategy=self._strategy if strategy is None else check_strategy(strategy),
+        )
+        stream = Stream(self._dht, self._pool, make_choice, request, wishes, self._rng)
         await self._wait_joined()
         return stream
 
-    def _make_choice(self, wishes: Wishes, prompt_tokens: int, failures: Mapping[PublicKey, int]) -> Choice:
-        return Choice(
-            self._dht,
-            self._directory,
-            wishes=wishes,
-            prompt_tokens=prompt_tokens,
-            failures=failures,
-            rng=self._rng,
-        )
+    def _make_choice(
+        self,
+        wishes: Wishes,
+        prompt_tokens: int,
+        failures: Mapping[PublicKey, int],
+        *,
+        blocks: tuple[Block, ...] = (),
+        strategy: str | None = None,
+    ) -> Choice:
+        strategy = strategy or self._strategy
+        question = Question(wishes=wishes, prompt_tokens=prompt_tokens, blocks=blocks, strategy=strategy)
+        return Choice(self._dht, self._nursery, self._directory, self._router, question, failures)
 
     async def generate(self, prompt: str | None = None, **options: Any) -> Reply:
         """A whole generation; takes what `stream` takes, and raises what it raises."""

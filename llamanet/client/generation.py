@@ -19,6 +19,7 @@ import trio
 
 from llamanet.client.choice import Choice
 from llamanet.client.connection import Answer, ConnectionPool, Exchange, Peer
+from llamanet.client.decision import Decision
 from llamanet.client.selection import Candidate, Wishes, estimated_ttft, tokens_in
 from llamanet.dht.service import Dht
 from llamanet.errors import NodeFailed, RequestRefused, RpcTimeout
@@ -40,6 +41,7 @@ HUNG_GAPS = 20
 """...or so many times its usual time between tokens."""
 BUSY_PAUSE_S = 2.0
 """The longest that a begun stream waits before it asks busy nodes again."""
+MAX_CHOICES = 16
 GAP_WEIGHT = 0.2
 """Of the newest time between tokens, in their average."""
 
@@ -88,6 +90,8 @@ class Reply:
     generation_time: float
     """Seconds from the request to its last token."""
     hops: tuple[Hop, ...]
+    choices: tuple[Decision, ...] = ()
+    """Why each node was asked, the last `MAX_CHOICES` of them."""
 
     @property
     def tokens_generated(self) -> int:
@@ -124,6 +128,8 @@ class Stream:
         self.model = request.model
         """The model's name; None, if any will do, before the first node is asked."""
         self.hops: tuple[Hop, ...] = ()
+        self.choices: tuple[Decision, ...] = ()
+        """Why each node was asked, the last `MAX_CHOICES` of them."""
         self.finish_reason: str | None = None
         """`stop`, `length`, or `context` (the node's was full); None before the end."""
         self.usage: Usage | None = None
@@ -189,6 +195,7 @@ class Stream:
             tokens_per_second=self.tokens_per_second,
             generation_time=self._last_at - self._started_at,
             hops=self.hops,
+            choices=self.choices,
         )
 
     def close(self) -> None:
@@ -208,6 +215,8 @@ class Stream:
             await self._nobody_is_left(self._choice)
             self._choice = None
             return None
+        if self._choice.decision is not None:
+            self.choices = (*self.choices, self._choice.decision)[-MAX_CHOICES:]
         service, facts = candidate.service, candidate.service.facts
         peer = Peer(
             public_key=service.public_key,

@@ -77,6 +77,9 @@ class _Peer:
     open_until: float = 0.0
     trial: bool = False
     busy_until: float = 0.0
+    silences: int = 0
+    """Probes in a row that it did not answer."""
+    silent_until: float = 0.0
 
 
 class PeerMemory:
@@ -130,12 +133,36 @@ class PeerMemory:
         """The node refused the request, for its queue is full; it asks to be left alone for so long."""
         self._end(node_id).busy_until = now + retry_after_s
 
+    def answered(self, node_id: NodeId) -> None:
+        """It answered a probe."""
+        if peer := self._peers.get(node_id):
+            peer.silences, peer.silent_until = 0, 0.0
+
+    def unanswered(self, node_id: NodeId, now: float) -> None:
+        """It did not answer a probe, nor the second datagram of it."""
+        peer = self._use(node_id)
+        peer.silences += 1
+        peer.silent_until = now + min(MAX_OPEN_S, OPEN_S * 2 ** (peer.silences - 1))
+
     # --- what follows -------------------------------------------------------------------------------------------------
 
     def usable(self, node_id: NodeId, now: float) -> bool:
-        """Whether the node may be asked while there are others: it did not just fail, and it is not known as busy."""
+        """Whether the node may be asked while there are others: it did not just fail, fall silent or say it is busy."""
         peer = self._peers.get(node_id)
-        return peer is None or (now >= max(peer.open_until, peer.busy_until) and not (peer.failures and peer.trial))
+        if peer is None:
+            return True
+        return now >= max(peer.open_until, peer.busy_until, peer.silent_until) and not (peer.failures and peer.trial)
+
+    def doubt(self, node_id: NodeId, now: float) -> str | None:
+        """Why the node is not `usable`, in a few words; None if it is."""
+        peer = self._peers.get(node_id)
+        if peer is None or self.usable(node_id, now):
+            return None
+        if now < peer.busy_until:
+            return f"it said that it is busy for {peer.busy_until - now:.1f} s more"
+        if now < peer.silent_until:
+            return "it did not answer lately"
+        return f"it failed {peer.failures} times in a row" if peer.failures > 1 else "it failed lately"
 
     def in_flight(self, node_id: NodeId) -> int:
         """Our own requests at the node that are not over."""

@@ -2,11 +2,13 @@
 
 Rules:
 - All are asked at once, and each at every host of its record; the first host that answers is where the node is.
-- Once somebody has answered, the others have as long again, and at least `GRACE_S`, to answer too.
+- Once somebody has answered, the others have as long again, and at least `GRACE_S`, to answer too. Who comes later is
+  not waited for, but heard.
 - Datagrams get lost: who is silent is asked once more before being given up.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import attrs
 import trio
@@ -23,6 +25,9 @@ TIMEOUT_S = 0.6
 """Of one PING. Twice that is the longest that nodes are waited for when all are dead."""
 TRIES = 2
 GRACE_S = 0.03
+
+Heard = Callable[[Service, Candidate | None], None]
+"""Takes what a probe of a service brought; None if nothing."""
 
 
 @attrs.frozen
@@ -61,33 +66,54 @@ async def ask(dht: Dht, public_key: PublicKey, hosts: Sequence[str], port: int, 
     return answers[0] if answers else None
 
 
-async def probe(dht: Dht, services: Sequence[Service], *, patiently: bool = False) -> list[Candidate]:
-    """Those of `services` whose nodes answer; `patiently` waits for each until it is given up."""
+async def probe(
+    dht: Dht, nursery: trio.Nursery, services: Sequence[Service], heard: Heard, *, patiently: bool = False
+) -> list[Candidate]:
+    """Those of `services` whose nodes answer in time; `patiently` waits for each until it is given up.
+
+    Each answer, a late one too, is told to `heard`, and so is whoever gives none. The probes run in `nursery`.
+    """
     candidates: list[Candidate] = []
+    left = len(services)
+    news = trio.Event()
     start = trio.current_time()
 
     async def probe_one(service: Service) -> None:
-        facts = service.facts
-        answer = await ask(dht, service.public_key, facts.hosts, facts.dht_port, service.model)
-        if answer is None:
-            return
-        pong = answer.pinged.pong
-        for state in pong.models:
-            if state.name == service.model:
-                candidate = Candidate(
-                    service=service,
-                    address=answer.address,
-                    rtt=answer.pinged.rtt,
-                    state=state,
-                    draining=pong.draining,
-                )
-                candidates.append(candidate)
-        if candidates and not patiently:
-            now = trio.current_time()
-            grace.deadline = min(grace.deadline, now + max(GRACE_S, now - start))
+        nonlocal left
+        candidate = await _probe_one(dht, service)
+        heard(service, candidate)
+        if candidate is not None:
+            candidates.append(candidate)
+        left -= 1
+        news.set()
 
-    with trio.CancelScope() as grace:
-        async with trio.open_nursery() as nursery:
-            for service in services:
-                nursery.start_soon(probe_one, service)
-    return candidates
+    for service in services:
+        nursery.start_soon(probe_one, service)
+    deadline = math.inf
+    while left and trio.current_time() < deadline:
+        with trio.CancelScope(deadline=deadline):
+            await news.wait()
+        news = trio.Event()
+        if candidates and not patiently and deadline == math.inf:
+            now = trio.current_time()
+            deadline = now + max(GRACE_S, now - start)
+    return list(candidates)
+
+
+async def _probe_one(dht: Dht, service: Service) -> Candidate | None:
+    facts = service.facts
+    answer = await ask(dht, service.public_key, facts.hosts, facts.dht_port, service.model)
+    if answer is None:
+        return None
+    pong = answer.pinged.pong
+    for state in pong.models:
+        if state.name == service.model:
+            return Candidate(
+                service=service,
+                address=answer.address,
+                rtt=answer.pinged.rtt,
+                state=state,
+                draining=pong.draining,
+                at=trio.current_time(),
+            )
+    return None

@@ -3,12 +3,14 @@
 The node that should speak first comes first: round trip, queue, the prompt's prefill at its own rate, one decode step.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from random import Random
 
 import attrs
 
 from llamanet.client.directory import Service
+from llamanet.wire.identity import NodeId
 from llamanet.wire.rpc import Address, ModelState
 
 ROUND_TRIPS_TO_ASK = 4
@@ -17,6 +19,10 @@ SHORT_PROMPT_TOKENS = 32
 """What `ModelState.ttft_s` already counts for the prompt."""
 CHARACTERS_A_TOKEN = 3
 """A cautious guess, for the client has no tokenizer: English has about 4, code and other languages fewer."""
+STICKY_SHARE = 0.5
+"""SGLang's router takes the node with the prefix from the same share on (its `cache_threshold`)."""
+USUAL_ANSWER_TOKENS = 128
+"""About the median in conversations (129 in Patel et al., "Splitwise", ISCA '24, section 3)."""
 TIE_S = 0.005
 """Estimates this close are equal; then load decides, and then chance, so that clients do not all take one node."""
 
@@ -50,6 +56,8 @@ class Candidate:
     """Seconds."""
     state: ModelState
     draining: bool = False
+    at: float = 0.0
+    """When it answered, in seconds on trio's clock."""
 
 
 def load_of(running: int, waiting: int, slots: int) -> float:
@@ -62,23 +70,47 @@ def tokens_in(characters: int) -> int:
     return characters // CHARACTERS_A_TOKEN
 
 
-def estimated_ttft(candidate: Candidate, prompt_tokens: int) -> float:
-    """Seconds until the first token of a prompt with `prompt_tokens` would arrive from `candidate`."""
+def estimated_ttft(candidate: Candidate, prompt_tokens: int, cached_tokens: int = 0) -> float:
+    """Seconds until the first token of a prompt would arrive from `candidate`.
+
+    The prompt has `prompt_tokens`, of which the node is expected to remember `cached_tokens`.
+    """
     state = candidate.state
-    further = max(0, prompt_tokens - SHORT_PROMPT_TOKENS)
+    further = max(0, prompt_tokens - cached_tokens - SHORT_PROMPT_TOKENS)
     prefill = further / state.prefill_tokens_per_second if state.prefill_tokens_per_second else 0.0
     return ROUND_TRIPS_TO_ASK * candidate.rtt + state.ttft_s + prefill
 
 
-def objection(candidate: Candidate, wishes: Wishes) -> str | None:
-    """Why `candidate` does not do, in a few words; None if it does."""
-    state, facts = candidate.state, candidate.service.facts
-    if candidate.draining:
-        return "it is shutting down"
+def with_one_more(candidate: Candidate, prompt_tokens: int) -> Candidate:
+    """What `candidate` would say of itself once it had one more request, with `prompt_tokens` to compute."""
+    state = candidate.state
+    prefill = prompt_tokens / state.prefill_tokens_per_second if state.prefill_tokens_per_second else 0.0
+    if state.running < state.slots:
+        state = attrs.evolve(state, running=state.running + 1, ttft_s=state.ttft_s + prefill)
+    else:
+        rate = state.tokens_per_second * state.slots
+        place = prefill + (USUAL_ANSWER_TOKENS / rate if rate else 0.0)
+        state = attrs.evolve(state, waiting=state.waiting + 1, ttft_s=state.ttft_s + place)
+    return attrs.evolve(candidate, state=state)
+
+
+def objection_to_service(service: Service, wishes: Wishes) -> str | None:
+    """Why `service` does not do, whatever its node's state is; None if it may."""
+    facts = service.facts
     if wishes.digest is not None and facts.digest != wishes.digest:
         return f"its file is another one (SHA-256 {facts.digest.hex()[:12]}…)"
     if wishes.capability is not None and wishes.capability not in facts.capabilities:
         return f"it has no {wishes.capability}"
+    return None
+
+
+def objection(candidate: Candidate, wishes: Wishes) -> str | None:
+    """Why `candidate` does not do, in a few words; None if it does."""
+    if candidate.draining:
+        return "it is shutting down"
+    if reason := objection_to_service(candidate.service, wishes):
+        return reason
+    state = candidate.state
     if state.tokens_per_second < wishes.min_tps:
         return f"{state.tokens_per_second:.1f} tokens/s is below min_tps {wishes.min_tps:g}"
     load = load_of(state.running, state.waiting, state.slots)
@@ -89,12 +121,60 @@ def objection(candidate: Candidate, wishes: Wishes) -> str | None:
     return None
 
 
-def ranked(candidates: Iterable[Candidate], prompt_tokens: int, rng: Random) -> list[Candidate]:
-    """The candidates, best first."""
+def shortfalls(candidates: Iterable[Candidate], wishes: Wishes) -> list[str]:
+    """What was asked for and no candidate offers, with what the best of them does."""
+    candidates = list(candidates)
+    if not candidates:
+        return []
 
-    def cost(candidate: Candidate) -> tuple[int, float]:
-        seconds, state = estimated_ttft(candidate, prompt_tokens), candidate.state
-        return round(seconds / TIE_S), load_of(state.running, state.waiting, state.slots)
+    def load(candidate: Candidate) -> float:
+        return load_of(candidate.state.running, candidate.state.waiting, candidate.state.slots)
+
+    found = []
+    fastest = max(candidates, key=lambda candidate: candidate.state.tokens_per_second)
+    if fastest.state.tokens_per_second < wishes.min_tps:
+        label, rate = fastest.service.facts.label, fastest.state.tokens_per_second
+        found.append(f"min_tps {wishes.min_tps:g} was asked, and the fastest, {label}, has {rate:.1f} tokens/s")
+    idlest = min(candidates, key=load)
+    if wishes.max_load is not None and load(idlest) > wishes.max_load:
+        label = idlest.service.facts.label
+        found.append(f"max_load {wishes.max_load:g} was asked, and the idlest, {label}, has load {load(idlest):.2f}")
+    largest = max(candidates, key=lambda candidate: candidate.state.n_ctx)
+    if largest.state.n_ctx < wishes.n_ctx:
+        label, n_ctx = largest.service.facts.label, largest.state.n_ctx
+        found.append(f"a context of {wishes.n_ctx} tokens is needed, and the largest, {label}'s, has {n_ctx}")
+    return found
+
+
+def is_sticky(candidate: Candidate, prompt_tokens: int, cached_tokens: int) -> bool:
+    """Whether a prompt goes back to `candidate`, which is expected to remember `cached_tokens` of it."""
+    return 0 < STICKY_SHARE * prompt_tokens <= cached_tokens and candidate.state.running < candidate.state.slots
+
+
+def ranked(
+    candidates: Iterable[Candidate],
+    prompt_tokens: int,
+    rng: Random,
+    *,
+    hot_load: float = math.inf,
+    cached_tokens: Mapping[NodeId, int] | None = None,
+) -> list[Candidate]:
+    """The candidates, best first: hot-cold lexicographic (Wydrowski et al., NSDI '24, section 4).
+
+    First those with a load up to `hot_load`, by the time to their first token, but before all others one that is
+    expected to remember at least `STICKY_SHARE` of the prompt and has a slot free; then the hot ones, by load.
+    `cached_tokens` says how much of the prompt a node is expected to remember.
+    """
+    cached_tokens = cached_tokens or {}
+
+    def cost(candidate: Candidate) -> tuple[bool, bool, float, float]:
+        state = candidate.state
+        cached = cached_tokens.get(candidate.service.node_id, 0)
+        seconds = round(estimated_ttft(candidate, prompt_tokens, cached) / TIE_S)
+        load = load_of(state.running, state.waiting, state.slots)
+        if load > hot_load:
+            return True, True, load, seconds
+        return False, not is_sticky(candidate, prompt_tokens, cached), seconds, load
 
     shuffled = list(candidates)
     rng.shuffle(shuffled)

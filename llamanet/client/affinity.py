@@ -1,0 +1,89 @@
+"""Which node has computed the beginning of a prompt before, so that a conversation goes back to it. Pure.
+
+As in SGLang's cache-aware router (Zheng et al., NeurIPS '24, and its `sgl-router`), prefixes are those of text, for a
+client has no tokenizer; and a node is noted when it is asked, so that requests that come together stay together. Rules:
+- A text is cut into blocks: at the end of each message, and every `BLOCK_CHARS` characters within. The hash of a block
+  holds all before it, so that equal hashes mean equal beginnings.
+- A node's memory is taken by other prompts with time: what it is expected to hold halves every `HALF_LIFE_S`.
+- At most `MAX_BLOCKS` blocks are remembered, each with the last `MAX_HOLDERS` nodes; the oldest are forgotten.
+"""
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+import attrs
+
+from llamanet.wire.identity import NodeId
+from llamanet.wire.inference import Generate
+
+BLOCK_CHARS = 256
+MAX_CHAIN = 512
+"""Blocks of one text that are looked at: 131,072 characters."""
+MAX_BLOCKS = 16_384
+MAX_HOLDERS = 4
+HALF_LIFE_S = 300.0
+
+
+@attrs.frozen
+class Block:
+    """A piece of a text, with all before it. `end` is where it ends, in characters."""
+
+    digest: bytes = attrs.field(repr=bytes.hex)
+    end: int
+
+
+def blocks_of(texts: Iterable[str]) -> tuple[Block, ...]:
+    """The blocks of `texts`, each of which begins a new one."""
+    blocks: list[Block] = []
+    digest, end = b"", 0
+    for text in texts:
+        for start in range(0, len(text), BLOCK_CHARS):
+            piece = text[start : start + BLOCK_CHARS]
+            # The length keeps ["ab", "c"] and ["a", "bc"] apart.
+            told = b"%b%d:%b" % (digest, len(piece), piece.encode("utf-8", "surrogatepass"))
+            digest = blake2b(told, digest_size=16).digest()
+            end += len(piece)
+            blocks.append(Block(digest, end))
+            if len(blocks) == MAX_CHAIN:
+                return tuple(blocks)
+    return tuple(blocks)
+
+
+def request_blocks(request: Generate) -> tuple[Block, ...]:
+    """The blocks of a request's prompt, or of its messages with their roles."""
+    if request.prompt is not None:
+        return blocks_of([request.prompt])
+    return blocks_of(f"{message.role}\n{message.content}" for message in request.messages)
+
+
+class Affinity:
+    """Which nodes were asked for which beginnings. `now` is in seconds on one clock that never goes back."""
+
+    def __init__(self) -> None:
+        self._holders: dict[bytes, dict[NodeId, float]] = {}
+        """By block, when each node was asked for it; blocks and nodes each with the oldest first."""
+
+    def asked(self, blocks: Sequence[Block], node_id: NodeId, now: float) -> None:
+        """The node is asked to compute `blocks`."""
+        # From the end: what is forgotten first is then the end of a text, not the beginning that leads to it.
+        for block in reversed(blocks):
+            holders = self._holders.pop(block.digest, {})
+            holders.pop(node_id, None)
+            holders[node_id] = now
+            if len(holders) > MAX_HOLDERS:
+                del holders[next(iter(holders))]
+            self._holders[block.digest] = holders
+        while len(self._holders) > MAX_BLOCKS:
+            del self._holders[next(iter(self._holders))]
+
+    def expected(self, blocks: Sequence[Block], now: float) -> dict[NodeId, float]:
+        """By node, how many characters of the text it is expected to have computed already."""
+        expected: dict[NodeId, float] = {}
+        for block in blocks:
+            holders = self._holders.get(block.digest)
+            if holders is None:
+                break
+            for node_id, asked_at in holders.items():
+                kept = block.end * 0.5 ** ((now - asked_at) / HALF_LIFE_S)
+                expected[node_id] = max(kept, expected.get(node_id, 0.0))
+        return expected

@@ -1,0 +1,90 @@
+"""Why a request went to its node: what was known of each node that was looked at, for people to read."""
+
+import attrs
+
+from llamanet.client.selection import Candidate, estimated_ttft, load_of
+
+
+@attrs.frozen(kw_only=True)
+class Considered:
+    """A node that was looked at. What is None was not known."""
+
+    node_id: str
+    """Its label."""
+    age_s: float | None = None
+    """Since its probe was answered."""
+    rtt: float | None = None
+    """Seconds."""
+    running: int | None = None
+    waiting: int | None = None
+    slots: int | None = None
+    tokens_per_second: float | None = None
+    """Of one stream."""
+    cached_tokens: int = 0
+    """How much of the prompt it is expected to remember."""
+    ttft_s: float | None = None
+    """When it should give the first token of this prompt, in seconds after it is asked."""
+    verdict: str
+    """Why it was chosen, or was not."""
+
+
+@attrs.frozen(kw_only=True)
+class Decision:
+    """One choice of a node."""
+
+    node_id: str
+    """The label of the node that was chosen."""
+    strategy: str
+    known: int
+    """Nodes in the directory that serve what was asked for."""
+    probes: int
+    """Sent for this request so far."""
+    prompt_tokens: int
+    """To be computed; a guess."""
+    hot_load: float
+    """The load (requests running and waiting, for each slot) above which a node was taken to be hot."""
+    considered: tuple[Considered, ...]
+    """The one that was chosen comes first."""
+
+    def __str__(self) -> str:
+        """A table."""
+        head = (
+            f"chose {self.node_id} by {self.strategy}, of {self.known} known, with {self.probes} probes, "
+            f"for a prompt of about {self.prompt_tokens} tokens; hot is a load above {self.hot_load:.2f}"
+        )
+        rows = [("node", "age", "rtt", "load", "tokens/s", "cached", "first token", "why"), *map(_row, self.considered)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return "\n".join((head, *lines))
+
+
+def considered(candidate: Candidate, prompt_tokens: int, cached_tokens: int, now: float, verdict: str) -> Considered:
+    """What was known of `candidate`."""
+    state = candidate.state
+    return Considered(
+        node_id=candidate.service.facts.label,
+        age_s=now - candidate.at,
+        rtt=candidate.rtt,
+        running=state.running,
+        waiting=state.waiting,
+        slots=state.slots,
+        tokens_per_second=state.tokens_per_second,
+        cached_tokens=cached_tokens,
+        ttft_s=estimated_ttft(candidate, prompt_tokens, cached_tokens),
+        verdict=verdict,
+    )
+
+
+def _row(node: Considered) -> tuple[str, ...]:
+    if node.slots is None or node.running is None or node.waiting is None:
+        return (node.node_id, *("",) * 6, node.verdict)
+    return (
+        node.node_id,
+        f"{node.age_s or 0:.3f} s",
+        f"{1000 * (node.rtt or 0):.1f} ms",
+        f"{load_of(node.running, node.waiting, node.slots):.2f} ({node.running}+{node.waiting}/{node.slots})",
+        f"{node.tokens_per_second or 0:.1f}",
+        str(node.cached_tokens),
+        f"{node.ttft_s or 0:.3f} s",
+        node.verdict,
+    )

@@ -1,0 +1,121 @@
+"""The probes of one client: those fresh enough to choose by, and what older ones still tell. Pure.
+
+The pool is that of Prequal (Wydrowski et al., "Load is not what you should balance", NSDI '24, section 4). Rules:
+- A probe may be used a bounded number of times, and for `MAX_AGE_S`. At most `POOL_SIZE` are kept, the newest.
+- With each request one more goes: in turn the oldest and the worst, so that the pool does not fill with bad nodes,
+  which nobody uses up.
+- Our own requests count at once: a probe that was used tells of one request more.
+- Load is hot above the `HOT_QUANTILE` of the loads that the last `LOADS` probes told.
+- What is too old to choose by still says whom to probe: it fades within `FADE_S` into the node's average.
+"""
+
+import math
+from collections import deque
+from random import Random
+
+import attrs
+
+from llamanet.client.directory import Service
+from llamanet.client.selection import Candidate, load_of, ranked, with_one_more
+
+POOL_SIZE = 16
+PROBES = 3
+"""Sent for each request."""
+REMOVED = 1
+"""Removed for each request."""
+EXCESS = 1.0
+"""Prequal's delta: uses that are allowed beyond what keeps the pool full."""
+MAX_AGE_S = 1.0
+HOT_QUANTILE = 2**-0.25
+LOADS = 128
+FADE_S = 3.0
+WAIT_WEIGHT = 0.2
+"""Of the newest probe in a node's average."""
+MAX_KNOWN = 1024
+"""Nodes whose last probe is remembered."""
+
+
+def uses_a_probe(nodes: int) -> float:
+    """How often each probe may be used where `nodes` serve: b_reuse of Prequal, equation 1.
+
+    It assumes more nodes than the pool holds; with fewer the pool is taken to hold half of them.
+    """
+    share = min(POOL_SIZE, nodes / 2) / nodes if nodes else 0.0
+    return max(1.0, (1 + EXCESS) / ((1 - share) * PROBES - REMOVED))
+
+
+@attrs.define
+class _Probed:
+    """A node's last probe."""
+
+    candidate: Candidate
+    uses: int
+    """Left; 0: no longer in the pool."""
+    wait_s: float
+    """The node's average of `ModelState.ttft_s`."""
+
+
+class ProbePool:
+    """Probes by service. `now` is in seconds on one clock that never goes back."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self._known: dict[Service, _Probed] = {}
+        """The oldest first."""
+        self._loads: deque[float] = deque(maxlen=LOADS)
+        self._worst_next = False
+
+    def add(self, candidate: Candidate, nodes: int) -> None:
+        """Keep a probe, of a model that `nodes` nodes serve."""
+        service, state = candidate.service, candidate.state
+        old = self._known.pop(service, None)
+        wait = state.ttft_s if old is None else old.wait_s + WAIT_WEIGHT * (state.ttft_s - old.wait_s)
+        # Rounded at random, so that the mean is right.
+        uses = math.floor(uses_a_probe(nodes) + self._rng.random())
+        self._known[service] = _Probed(candidate, uses, wait)
+        self._loads.append(load_of(state.running, state.waiting, state.slots))
+        if len(self._known) > MAX_KNOWN:
+            self._known.pop(next(iter(self._known)))
+
+    def hot_load(self) -> float:
+        """The load above which a node is hot."""
+        ordered = sorted(self._loads)
+        return ordered[int(HOT_QUANTILE * (len(ordered) - 1))] if ordered else math.inf
+
+    def candidates(self, now: float) -> list[Candidate]:
+        """The probes that may be chosen by, the newest first."""
+        pool: list[Candidate] = []
+        for probed in reversed(self._known.values()):
+            if now - probed.candidate.at > MAX_AGE_S or len(pool) == POOL_SIZE:
+                break
+            if probed.uses > 0:
+                pool.append(probed.candidate)
+        return pool
+
+    def used(self, service: Service, prompt_tokens: int) -> None:
+        """Our request goes to `service`."""
+        if probed := self._known.get(service):
+            probed.uses -= 1
+            probed.candidate = with_one_more(probed.candidate, prompt_tokens)
+
+    def remove(self, now: float) -> None:
+        """Remove one probe from the pool: in turn the oldest and the worst."""
+        pool = self.candidates(now)
+        if len(pool) > 1:
+            gone = ranked(pool, 0, self._rng, hot_load=self.hot_load())[-1] if self._worst_next else pool[-1]
+            self._known[gone.service].uses = 0
+        self._worst_next = not self._worst_next
+
+    def forget(self, service: Service) -> None:
+        """The node does not answer."""
+        self._known.pop(service, None)
+
+    def outlook(self, service: Service, now: float) -> Candidate | None:
+        """What `service` would probably say now; None if it was never probed."""
+        probed = self._known.get(service)
+        if probed is None:
+            return None
+        candidate = probed.candidate
+        faded = 1 - math.exp((candidate.at - now) / FADE_S)
+        wait = candidate.state.ttft_s + faded * (probed.wait_s - candidate.state.ttft_s)
+        return attrs.evolve(candidate, state=attrs.evolve(candidate.state, ttft_s=wait))

@@ -1,0 +1,156 @@
+"""Whom to probe for a request, and whom to ask. Pure: what a client knows of the nodes, turned into an order.
+
+Rules (of `soonest`, the strategy that is meant; the others are there to compare it with):
+- Probed are the node that holds the prompt's prefix, and those that were promising when last heard of. Old news are
+  uncertain, so that chance has its share in what is promising, and the larger one the less is known: a client looks at
+  all nodes now and then, and clients do not all look at the same ones.
+- Asked is the best of the fresh probes, new or pooled (`client/selection.py`).
+- Who failed lately, fell silent or said that it is busy comes last, but is not given up.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from random import Random
+
+import attrs
+
+from llamanet.client.affinity import Affinity, Block
+from llamanet.client.decision import Considered, considered
+from llamanet.client.directory import Service
+from llamanet.client.peers import PeerMemory
+from llamanet.client.pool import ProbePool
+from llamanet.client.selection import Candidate, Wishes, estimated_ttft, is_sticky, load_of, ranked
+from llamanet.client.strategy import STRATEGIES
+from llamanet.wire.identity import NodeId
+
+UNCERTAIN = 0.15
+"""The standard deviation of chance in what is promising, in the logarithm: right after a probe..."""
+UNCERTAIN_LATER = 0.5
+"""...and long after it, or without any..."""
+UNCERTAIN_S = 10.0
+"""...growing within this time."""
+
+
+@attrs.frozen(kw_only=True)
+class Question:
+    """A request, as far as the choice of its node depends on it."""
+
+    wishes: Wishes
+    prompt_tokens: int
+    """To compute before the next token, if the node remembers none of them; a guess."""
+    blocks: tuple[Block, ...] = ()
+    """Of the prompt."""
+    strategy: str = STRATEGIES[0]
+
+
+class Router:
+    """The policy of one client, and what it goes by. `now` is in seconds on one clock that never goes back."""
+
+    def __init__(self, rng: Random) -> None:
+        self.peers = PeerMemory()
+        self.pool = ProbePool(rng)
+        self._affinity = Affinity()
+        self._rng = rng
+        self._round = 0
+
+    def probe_order(self, question: Question, services: Iterable[Service], now: float) -> list[Service]:
+        """The services in the order in which they should be probed."""
+        order = list(services)
+        self._rng.shuffle(order)
+        if question.strategy == "round_robin" and order:
+            order.sort(key=lambda service: service.node_id)
+            start = self._round % len(order)
+            order = order[start:] + order[:start]
+            self._round += 1
+        elif question.strategy == "soonest":
+            promises = self._promises(question, order, now)
+            order.sort(key=lambda service: promises[service])
+        return self._doubtful_last(order, now)
+
+    def rank(self, question: Question, candidates: Sequence[Candidate], now: float) -> list[Candidate]:
+        """The nodes in the order in which they should be asked; `candidates` are in the order of their probes."""
+        if question.strategy == "soonest":
+            cached = self._cached_tokens(question, now)
+            order = ranked(
+                candidates, question.prompt_tokens, self._rng, hot_load=self.pool.hot_load(), cached_tokens=cached
+            )
+        elif question.strategy == "least_load":
+            order = sorted(candidates, key=_load)
+        else:
+            order = list(candidates)
+        return sorted(order, key=lambda candidate: not self.peers.usable(candidate.service.node_id, now))
+
+    def heard(self, service: Service, candidate: Candidate | None, nodes: int, now: float) -> None:
+        """A probe of `service`, one of `nodes`, was answered, or given up."""
+        if candidate is None:
+            self.pool.forget(service)
+            self.peers.unanswered(service.node_id, now)
+        else:
+            self.pool.add(candidate, nodes)
+            self.peers.answered(service.node_id)
+
+    def asked(self, question: Question, service: Service, now: float) -> None:
+        """The request goes to `service`."""
+        self.pool.used(service, question.prompt_tokens)
+        self.pool.remove(now)
+        self._affinity.asked(question.blocks, service.node_id, now)
+
+    def explain(self, question: Question, order: Sequence[Candidate], now: float) -> tuple[Considered, ...]:
+        """What was known of the ranked candidates, and why the first is the first."""
+        cached = self._cached_tokens(question, now)
+        hot_load = self.pool.hot_load()
+        explained = []
+        for place, candidate in enumerate(order):
+            tokens = cached.get(candidate.service.node_id, 0)
+            sticky = is_sticky(candidate, question.prompt_tokens, tokens)
+            if doubt := self.peers.doubt(candidate.service.node_id, now):
+                verdict = doubt
+            elif question.strategy != "soonest":
+                verdict = question.strategy.replace("_", " ") if place == 0 else "not its turn"
+            elif _load(candidate) > hot_load:
+                verdict = "hot"
+            elif place == 0:
+                verdict = "it remembers the prompt's beginning" if sticky else "the soonest"
+            else:
+                verdict = "later"
+            explained.append(considered(candidate, question.prompt_tokens, tokens, now, verdict))
+        return tuple(explained)
+
+    def _doubtful_last(self, order: list[Service], now: float) -> list[Service]:
+        return sorted(order, key=lambda service: not self.peers.usable(service.node_id, now))
+
+    def _promises(self, question: Question, services: Sequence[Service], now: float) -> dict[Service, float]:
+        """When each would speak, with chance in it; 0.0 for one that remembers the prompt's beginning."""
+        cached = self._cached_tokens(question, now)
+        promises = {}
+        unknown = []
+        for service in services:
+            outlook = self.pool.outlook(service, now)
+            if outlook is None:
+                unknown.append(service)
+                continue
+            tokens = cached.get(service.node_id, 0)
+            if is_sticky(outlook, question.prompt_tokens, tokens):
+                promises[service] = 0.0
+                continue
+            later = 1 - math.exp((outlook.at - now) / UNCERTAIN_S)
+            deviation = UNCERTAIN + (UNCERTAIN_LATER - UNCERTAIN) * later
+            chance = math.exp(self._rng.gauss(0, deviation))
+            promises[service] = estimated_ttft(outlook, question.prompt_tokens, tokens) * chance
+        # Of whom nothing is known, no better and no worse is to be expected than of the others.
+        known = [promise for promise in promises.values() if promise] or [1.0]
+        for service in unknown:
+            promises[service] = self._rng.choice(known) * math.exp(self._rng.gauss(0, UNCERTAIN_LATER))
+        return promises
+
+    def _cached_tokens(self, question: Question, now: float) -> dict[NodeId, int]:
+        if not question.blocks:
+            return {}
+        tokens_a_character = question.prompt_tokens / question.blocks[-1].end
+        expected = self._affinity.expected(question.blocks, now)
+        return {node_id: int(characters * tokens_a_character) for node_id, characters in expected.items()}
+
+
+def _load(candidate: Candidate) -> float:
+    state = candidate.state
+    return load_of(state.running, state.waiting, state.slots)

@@ -1,0 +1,173 @@
+"""Choosing in a swarm: what is probed, what is told of it, what the errors say, and what goes over the wire."""
+
+import itertools
+
+import pytest
+import trio
+
+from llamanet.client.pool import PROBES
+from llamanet.client.probe import TIMEOUT_S, TRIES
+from llamanet.errors import NoNodeServes, UserError
+from llamanet.swarm import Swarm
+from llamanet.testing.cluster import Cluster
+
+GREEDY = {"temperature": 0.0}
+PROBE_BYTES = 200
+
+
+async def ask(client, prompt="hello", **options):
+    return await client.generate(prompt, **{"max_tokens": 2, **GREEDY, **options})
+
+
+async def test_each_reply_says_why_its_node_was_asked(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(5, step_time=0.01)
+    client = await cluster.start_client()
+    reply = await ask(client, model="alpha")
+    [decision] = reply.choices
+    assert (decision.node_id, decision.strategy, decision.known) == (reply.node_id, "soonest", 5)
+    assert decision.probes == PROBES
+    assert len(decision.considered) == PROBES
+    first = decision.considered[0]
+    assert (first.node_id, first.verdict, first.slots, first.running) == (reply.node_id, "the soonest", 4, 0)
+    assert {node.verdict for node in decision.considered[1:]} == {"later"}
+    assert first.age_s < 0.1
+    table = str(decision).splitlines()
+    assert f"chose {reply.node_id} by soonest, of 5 known, with 3 probes" in table[0]
+    assert table[1].split()[:4] == ["node", "age", "rtt", "load"]
+    assert table[2].startswith(f"{reply.node_id}  ")
+    assert table[2].endswith("the soonest")
+
+
+async def test_a_move_is_a_second_choice_and_says_why_the_first_is_out(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(2, step_time=0.01)
+    client = await cluster.start_client()
+    async with client.stream("hello", max_tokens=9, **GREEDY) as stream:
+        async for _ in stream:
+            if len(stream.choices) == 1:
+                cluster.kill(stream.node_id)
+    first, second = stream.reply().choices
+    assert {first.node_id, second.node_id} == {"node-0", "node-1"}
+    assert [node.node_id for node in second.considered] == [second.node_id]
+
+
+async def test_what_is_not_met_is_told_with_the_best_offer(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(3, step_time=0.02)
+    client = await cluster.start_client(min_tps=1000.0)
+    with pytest.raises(NoNodeServes) as caught:
+        await ask(client)
+    assert caught.value.reasons[0].startswith("min_tps 1000 was asked, and the fastest, node-")
+    assert caught.value.reasons[0].endswith(", has 50.0 tokens/s")
+    assert len(caught.value.reasons) == 4
+    assert (await ask(client, min_tps=50.0)).tokens_generated == 2
+
+
+@pytest.mark.parametrize("strategy", ["soonest", "random", "round_robin", "least_load"])
+async def test_every_strategy_answers_and_spreads(autojump_clock, nursery, strategy):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(3)
+    client = await cluster.start_client(strategy=strategy)
+    replies = [await ask(client, f"prompt {number}") for number in range(30)]
+    assert {reply.node_id for reply in replies} == {"node-0", "node-1", "node-2"}
+    assert {choice.strategy for reply in replies for choice in reply.choices} == {strategy}
+    if strategy == "round_robin":
+        assert all(a.node_id != b.node_id for a, b in itertools.pairwise(replies))
+
+
+async def test_a_strategy_may_be_given_for_one_request_and_must_be_known(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(2)
+    client = await cluster.start_client()
+    assert (await ask(client, strategy="least_load")).choices[0].strategy == "least_load"
+    with pytest.raises(UserError, match="strategy 'best' is not known"):
+        await ask(client, strategy="best")
+    with pytest.raises(UserError, match="strategy 'best' is not known"):
+        Swarm(strategy="best")
+
+
+async def test_a_conversation_stays_where_its_prefix_is(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(6)
+    client = await cluster.start_client()
+    homes = set()
+    for number in range(4):
+        turns = [{"role": "user", "content": f"conversation {number} " * 20}]
+        nodes = set()
+        for _ in range(5):
+            reply = await client.generate(messages=turns, max_tokens=3, **GREEDY)
+            nodes.add(reply.node_id)
+            turns += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": "Go on."}]
+            await trio.sleep(5)
+        assert len(nodes) == 1
+        assert reply.choices[0].considered[0].verdict == "it remembers the prompt's beginning"
+        homes |= nodes
+    assert len(homes) > 1
+
+
+async def test_at_most_three_small_probes_a_request(autojump_clock, nursery, monkeypatch):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(20)
+    client = await cluster.start_client()
+    await ask(client, model="alpha")
+    pings = []
+    ping = client._dht.ping
+
+    async def count(contact, **options):
+        pings.append(contact)
+        return await ping(contact, **options)
+
+    monkeypatch.setattr(client._dht, "ping", count)
+    for number in range(50):
+        await ask(client, f"prompt {number}", model="alpha")
+    assert len(pings) == 50 * PROBES
+
+
+async def test_probes_are_small(autojump_clock, nursery, monkeypatch):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(3, model="SmolLM2-135M-Instruct.Q4_1")
+    client = await cluster.start_client()
+    await ask(client)
+    sizes = []
+    send = type(client._dht._overlay.transport).send
+
+    def measure(transport, data, *rest):
+        sizes.append(len(data))
+        return send(transport, data, *rest)
+
+    monkeypatch.setattr(type(client._dht._overlay.transport), "send", measure)
+    contact = client._dht.contacts()[0]
+    await client._dht.ping(contact, model="SmolLM2-135M-Instruct.Q4_1")
+    assert len(sizes) == 2
+    assert max(sizes) < PROBE_BYTES
+
+
+async def test_a_dead_node_costs_little_and_is_not_probed_again_at_once(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(3)
+    client = await cluster.start_client()
+    await ask(client, model="alpha")
+    cluster.kill("node-0")
+    start = trio.current_time()
+    for number in range(20):
+        await ask(client, f"prompt {number}", model="alpha")
+    assert trio.current_time() - start < 20 * 0.05
+    await trio.sleep(TRIES * TIMEOUT_S)
+    reply = await ask(client, model="alpha")
+    assert {node.node_id for node in reply.choices[0].considered} <= {"node-1", "node-2"}
+
+
+async def test_a_late_answer_is_heard(autojump_clock, nursery):
+    """Who is far is not waited for, but counts for the next request."""
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(2)
+    client = await cluster.start_client()
+    await ask(client, model="alpha")
+    cluster.freeze("node-0")
+    reply = await ask(client, model="alpha")
+    assert reply.choices[0].considered[0].node_id == "node-1"
+    cluster.thaw("node-0")
+    await trio.sleep(TRIES * TIMEOUT_S)
+    reply = await ask(client, model="alpha")
+    assert {node.node_id for node in reply.choices[0].considered} == {"node-0", "node-1"}

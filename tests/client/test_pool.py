@@ -1,0 +1,94 @@
+"""The pool of probes: how often, how long and how many of them are used."""
+
+from random import Random
+
+import attrs
+import pytest
+from test_selection import candidate as make_candidate
+
+from llamanet.client.pool import LOADS, MAX_AGE_S, MAX_KNOWN, POOL_SIZE, ProbePool, uses_a_probe
+
+
+def candidate(number=1, *, at=0.0, **state):
+    made = make_candidate(1, **state)
+    service = attrs.evolve(made.service, public_key=number.to_bytes(32, "big"))
+    return attrs.evolve(made, service=service, at=at)
+
+
+def numbers(candidates):
+    return [int.from_bytes(c.service.public_key, "big") for c in candidates]
+
+
+@pytest.mark.parametrize(("nodes", "uses"), [(50, 1.9231), (100, 1.3158), (1000, 1.0246), (2, 4.0), (1, 4.0), (0, 1.0)])
+def test_prequals_budget_of_uses(nodes, uses):
+    assert uses_a_probe(nodes) == pytest.approx(uses, abs=1e-4)
+
+
+def test_the_newest_first_and_no_more_than_fit():
+    pool = ProbePool(Random(0))
+    for number in range(POOL_SIZE + 5):
+        pool.add(candidate(number, at=number / 100), 1000)
+    assert numbers(pool.candidates(0.2)) == list(range(POOL_SIZE + 4, 4, -1))
+
+
+def test_probes_age_out():
+    pool = ProbePool(Random(0))
+    pool.add(candidate(1, at=0.0), 50)
+    pool.add(candidate(2, at=0.5), 50)
+    assert numbers(pool.candidates(MAX_AGE_S)) == [2, 1]
+    assert numbers(pool.candidates(MAX_AGE_S + 0.1)) == [2]
+
+
+def test_a_probe_is_used_up_and_tells_of_our_own_requests():
+    pool = ProbePool(Random(0))
+    pool.add(candidate(1, running=3, ttft_s=0.1), 1)
+    for count in range(4):
+        [told] = pool.candidates(0.0)
+        assert told.state.running + told.state.waiting == 3 + count
+        pool.used(told.service, 100)
+    assert told.state.ttft_s > 0.5
+    assert pool.candidates(0.0) == []
+
+
+def test_in_turn_the_oldest_and_the_worst_are_removed():
+    pool = ProbePool(Random(0))
+    for number, seconds in enumerate((0.3, 9.0, 0.2, 0.1)):
+        pool.add(candidate(number, at=number / 10, ttft_s=seconds), 50)
+    pool.remove(0.5)
+    assert numbers(pool.candidates(0.5)) == [3, 2, 1]
+    pool.remove(0.5)
+    assert numbers(pool.candidates(0.5)) == [3, 2]
+    pool.remove(0.5)
+    pool.remove(0.5)
+    assert numbers(pool.candidates(0.5)) == [3]
+
+
+def test_hot_is_what_few_nodes_are():
+    pool = ProbePool(Random(0))
+    assert pool.hot_load() == float("inf")
+    for number in range(LOADS):
+        pool.add(candidate(number, running=number % 5), 50)
+    assert pool.hot_load() == 1.0
+
+
+def test_old_news_fade_into_the_average():
+    pool = ProbePool(Random(0))
+    service = candidate(1).service
+    assert pool.outlook(service, 0.0) is None
+    for second in range(50):
+        pool.add(candidate(1, at=float(second), ttft_s=1.0), 50)
+    pool.add(candidate(1, at=50.0, ttft_s=6.0), 50)
+    seconds = [pool.outlook(service, 50.0 + age).state.ttft_s for age in (0, 1, 3, 100)]
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[0] == 6.0
+    assert seconds[-1] == pytest.approx(2.0)
+    pool.forget(service)
+    assert pool.outlook(service, 50.0) is None
+
+
+def test_at_most_so_many_are_remembered():
+    pool = ProbePool(Random(0))
+    for number in range(MAX_KNOWN + 1):
+        pool.add(candidate(number), 50)
+    assert pool.outlook(candidate(0).service, 0.0) is None
+    assert pool.outlook(candidate(1).service, 0.0) is not None
