@@ -94,6 +94,7 @@ class Swarm:
             port=dht_port,
             bootstrap=as_peers(bootstrap_nodes),
             network=Network(swarm_key=as_swarm_key(swarm_key, swarm_key_file)),
+            announce=(announce,) if announce else (),
             client_mode=True,
         )
         self._min_tps = min_tps

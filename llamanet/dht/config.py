@@ -20,6 +20,8 @@ class DhtConfig:
     bootstrap: tuple[str, ...] = ()
     """Peers to join through, as host:port. With none we start a swarm."""
     network: Network = attrs.Factory(Network)
+    announce: tuple[str, ...] = ()
+    """Hosts, by name or address, that we tell others to reach us by; with none they are told what peers observe."""
     client_mode: bool = False
     """Only ask: answer nobody, and be in nobody's table (as read-only nodes in BitTorrent, BEP 43)."""
     contacts_path: Path | None = None

@@ -1,6 +1,7 @@
 """How a node's DHT is doing, as data for tables, doctors and metrics."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import attrs
 
@@ -17,6 +18,8 @@ class Health:
     """Contacts in each bucket, the farthest bucket first."""
     network_size: float
     """How many nodes there are, estimated from the distances of our neighbours; exact while we know them all."""
+    network_size_error: float
+    """The standard error of that, as a share of it."""
     stored_records: int
     stored_bytes: int
     lookups: int
@@ -28,5 +31,19 @@ class Health:
     """Requests that were not answered in time."""
     mean_rtt: float | None
     """Smoothed over all peers, in seconds."""
+    rtt_percentiles: Mapping[int, float]
+    """The 50th, 90th and 99th percentile of the latest round trips, in seconds; empty before the first."""
+    announced: tuple[str, ...]
+    """The hosts that we tell others to reach us by; none if those are the observed ones."""
+    observed: Mapping[str, int]
+    """Our hosts as peers see them, with the number of subnets that say so."""
+    observed_instead: str | None
+    """The host that most peers see us at, if it is none of those announced."""
     drops: Mapping[str, int]
     """Datagrams that were dropped, by reason (`guard.DROP_REASONS`)."""
+
+
+def percentiles(values: Iterable[float]) -> dict[int, float]:
+    """The 50th, 90th and 99th percentile of `values`, by nearest rank; none of nothing."""
+    ranked = sorted(values)
+    return {share: ranked[math.ceil(share / 100 * len(ranked)) - 1] for share in (50, 90, 99)} if ranked else {}

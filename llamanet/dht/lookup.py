@@ -162,6 +162,11 @@ class Lookup:
             self._tell(path, seeds[number :: len(self._paths)])
 
     @property
+    def paths(self) -> int:
+        """How many paths it takes."""
+        return len(self._paths)
+
+    @property
     def asked(self) -> int:
         """How many contacts were asked."""
         return len(self._asked_by)

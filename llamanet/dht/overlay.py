@@ -8,15 +8,16 @@ Events: `wait_contacts_changed` wakes when a contact enters the table, `wait_los
 """
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from random import Random
 
 import trio
 
 from llamanet._version import __version__
+from llamanet.dht.address import AddressVotes
 from llamanet.dht.config import DhtConfig
-from llamanet.dht.distance import number_of, subnet_of
+from llamanet.dht.distance import number_of
 from llamanet.dht.guard import Drops, Guard, WriteTokens
 from llamanet.dht.handlers import Handlers, LiveState
 from llamanet.dht.lookup import Lookup
@@ -48,8 +49,8 @@ CHECK_BYTES = 96
 """Of those, for the PING that finds out whether an asker can be asked."""
 MAX_CHECKS = 64
 """Such PINGs under way."""
-MAX_VOTERS = 64
-"""Hosts whose word on our own address is remembered, the latest ones."""
+RECENT_ROUND_TRIPS = 512
+"""Of which percentiles are told."""
 
 
 class Overlay:
@@ -90,7 +91,11 @@ class Overlay:
             live_state=live_state,
         )
         self._guard = Guard(trio.current_time())
-        self._votes: dict[str, str] = {}
+        self.votes = AddressVotes()
+        self.observed_instead: str | None = None
+        """Where most peers see us, if that is none of the addresses that were announced."""
+        self.recent_round_trips: deque[float] = deque(maxlen=RECENT_ROUND_TRIPS)
+        """In seconds."""
         self._checking: set[Contact] = set()
         self._own_addresses: set[Address] = set()
         self._changed = trio.Event()
@@ -144,14 +149,6 @@ class Overlay:
         self.own_names.add(peer)
         self._note_change()
 
-    def observed_hosts(self) -> tuple[str, ...]:
-        """Our addresses as peers see them, the one that most peers tell first.
-
-        One subnet has one vote, its latest: keys and addresses in it cost its owner nothing.
-        """
-        by_subnet = {subnet_of(voter) or voter.encode(): host for voter, host in self._votes.items()}
-        return tuple(host for host, _ in Counter(by_subnet.values()).most_common())
-
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def ping_request(self, model: str | None = None) -> Ping:
@@ -186,19 +183,30 @@ class Overlay:
         self._checking.add(contact)
         self.requests.ask(contact, self.ping_request(), lambda outcome: self._checking.discard(contact))
 
-    def lookup(self, target: bytes, count: int, *, for_values: bool = False) -> Lookup:
-        """A lookup from the nearest contacts that we know.
+    def lookup(self, target: bytes, count: int, *, for_values: bool = False, paths: int = 1) -> Lookup:
+        """A lookup from the nearest contacts that we know, by as many `paths` that share no contact.
 
         One for values asks a contact alone first that is probably one of the `count` nearest nodes, and so a holder.
         """
         k = self.config.k
         seeds = self.table.closest(target, k, good_only=True) or self.table.closest(target, k)
         narrow = for_values and bool(seeds) and self.table.nodes_within(seeds[0].number ^ number_of(target)) < count
-        return Lookup(target, self.identity.node_id, seeds, count=count, alpha=self.config.alpha, narrow=narrow)
+        return Lookup(
+            target,
+            self.identity.node_id,
+            seeds,
+            count=count,
+            alpha=self.config.alpha,
+            narrow=narrow and paths == 1,
+            paths=paths,
+        )
 
-    async def find_nodes(self, target: bytes, count: int) -> dict[Contact, bytes]:
-        """The `count` nearest contacts that answer, nearest first, and the write token of each for `target`."""
-        lookup = self.lookup(target, count)
+    async def find_nodes(self, target: bytes, count: int, *, paths: int = 1) -> dict[Contact, bytes]:
+        """The `count` nearest contacts that answer, nearest first, and the write token of each for `target`.
+
+        With several `paths` up to `count` from each.
+        """
+        lookup = self.lookup(target, count, paths=paths)
         tokens: dict[Contact, bytes] = {}
 
         def request() -> FindNode:
@@ -292,11 +300,8 @@ class Overlay:
                 self._lost.set()
                 self._lost = trio.Event()
             return
-        voter = outcome.contact.address.host
-        self._votes.pop(voter, None)
-        self._votes[voter] = outcome.reply.observed.host
-        if len(self._votes) > MAX_VOTERS:
-            del self._votes[next(iter(self._votes))]
+        self.votes.add(outcome.contact.address.host, outcome.reply.observed.host)
+        self.recent_round_trips.append(outcome.rtt)
         admission = self.table.answered(outcome.contact, now)
         if admission.added:
             if len(self.table) == 1 or (admission.neighbour and not self._client_mode):

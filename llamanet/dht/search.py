@@ -4,6 +4,7 @@ A reader takes the records of all holders that a lookup passes, newest for each 
 that have more. It trusts nothing: each record is checked for its key, its signature and its times.
 """
 
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
 
 import attrs
@@ -110,23 +111,28 @@ async def read(
     verifier: RecordVerifier,
     client: bool,
     wall_clock: Callable[[], float],
+    counts: Counter[str],
     on_bad_record: Callable[[], None],
 ) -> AsyncGenerator[Record, None]:
     """Records under `key` as they come, newest for each publisher; withdrawals too, for they undo earlier ones.
 
-    Ends when `limit` publishers were found, or the lookup is over and all holders have told what they have.
+    Ends when `limit` publishers were found, or the lookup is over and all holders have told what they have. A lookup by
+    several paths is always brought to its end, so that no path cuts the others short, and `limit` then bounds what each
+    holder is asked for.
     """
+    thorough = lookup.paths > 1
     newest = _Newest()
     for record in own:
         if newest.take(record):
             yield record
-            if len(newest.live) >= limit:
+            if len(newest.live) >= limit and not thorough:
                 return
 
     def request(cursor: int | None = None) -> FindValue:
         return FindValue(transaction=new_transaction(), client=client, key=key, cursor=cursor)
 
     search = Search(lookup, requests, request)
+    counts["lookups"] += 1
     taken: dict[Contact, int] = {}
     pages: dict[Contact, int] = {}
     paging: set[Contact] = set()
@@ -139,6 +145,7 @@ async def read(
             if not isinstance(values, Values):
                 search.note(outcome)
                 continue
+            counts["lookups_answered"] += not pages
             for encoded in values.records:
                 try:
                     record = verifier.verify_untrusted(encoded, key, wall_clock())
@@ -147,12 +154,13 @@ async def read(
                     continue
                 if newest.take(record):
                     yield record
-                    if len(newest.live) >= limit:
+                    if len(newest.live) >= limit and not thorough:
                         return
             search.note(outcome)
             taken[holder] = taken.get(holder, 0) + len(values.records)
             pages[holder] = pages.get(holder, 0) + 1
             told_all = not values.records or values.next_cursor is None or taken[holder] >= values.total
-            if not told_all and pages[holder] < MAX_PAGES:
+            enough = thorough and taken[holder] >= limit
+            if not (told_all or enough) and pages[holder] < MAX_PAGES:
                 paging.add(holder)
                 requests.ask(holder, request(values.next_cursor), search.outcomes.put)

@@ -14,19 +14,19 @@ import trio
 from llamanet._version import __version__
 from llamanet.dht.bootstrap import keep_in_touch, load_contacts, parse_host_port, return_to
 from llamanet.dht.config import DhtConfig
-from llamanet.dht.distance import distance
+from llamanet.dht.distance import distance, usable
 from llamanet.dht.handlers import LiveState
-from llamanet.dht.health import Health
+from llamanet.dht.health import Health, percentiles
 from llamanet.dht.overlay import Overlay
 from llamanet.dht.requests import Outcomes, new_transaction
 from llamanet.dht.search import RecordVerifier, read
 from llamanet.dht.storage import Kept, RecordStore
 from llamanet.dht.transport import Transport, UdpTransport
-from llamanet.dht.upkeep import explore, keep_fresh, save_good_contacts
+from llamanet.dht.upkeep import explore, keep_fresh, save_good_contacts, watch_address
 from llamanet.errors import BadMessage, RpcTimeout
 from llamanet.wire.identity import Identity, PublicKey
 from llamanet.wire.record import Record, encode_record, sign_record
-from llamanet.wire.rpc import Address, Contact, Pong, Refused, Store, Stored
+from llamanet.wire.rpc import Address, Contact, FindNode, Nodes, Pong, Refused, Store, Stored
 
 OWN_SOURCE = b""
 """The source prefix of what we store with ourselves."""
@@ -100,7 +100,7 @@ class Dht:
 
     def observed_hosts(self) -> tuple[str, ...]:
         """Our addresses as peers see them, the one that most peers tell first."""
-        return self._overlay.observed_hosts()
+        return self._overlay.votes.ranked()
 
     def health(self) -> Health:
         """How we are doing."""
@@ -119,7 +119,12 @@ class Dht:
             requests_served=counts["served"],
             overdue=counts["overdue"],
             network_size=overlay.table.network_size + (not self.client_mode),
+            network_size_error=overlay.table.network_size_error,
             mean_rtt=overlay.requests.round_trips.mean,
+            rtt_percentiles=percentiles(overlay.recent_round_trips),
+            announced=self.config.announce,
+            observed=dict(overlay.votes.counted()),
+            observed_instead=overlay.observed_instead,
             drops=dict(overlay.drops.counts),
         )
 
@@ -157,34 +162,50 @@ class Dht:
             raise RpcTimeout(str(address), timeout)
         return contact
 
-    async def find_nodes(self, target: bytes) -> list[Contact]:
-        """The k nodes nearest to `target` that answered, nearest first, without ourselves."""
-        return list(await self._overlay.find_nodes(target, self.config.k))
+    async def find_nodes(self, target: bytes, *, disjoint_paths: int = 1) -> list[Contact]:
+        """The k nodes nearest to `target` that answered, nearest first, without ourselves.
 
-    def find(self, key: bytes, *, limit: int = 64) -> AbstractAsyncContextManager[AsyncGenerator[Record, None]]:
+        With several `disjoint_paths`, which share no contact, up to k from each: liars on one do not hide what another
+        finds, at the price of more requests (S/Kademlia, section 4.3).
+        """
+        return list(await self._overlay.find_nodes(target, self.config.k, paths=disjoint_paths))
+
+    async def contacts_of(self, contact: Contact, target: bytes) -> tuple[Contact, ...]:
+        """What `contact` alone tells of the nodes nearest to `target`. Raises `RpcTimeout` if it does not answer."""
+        outcomes = Outcomes()
+        request = FindNode(transaction=new_transaction(), client=self.client_mode, target=target)
+        self._overlay.requests.ask(contact, request, outcomes.put)
+        outcome = (await outcomes.take())[0]
+        if not isinstance(outcome.reply, Nodes):
+            raise RpcTimeout(str(contact), outcome.rtt)
+        return tuple(usable(outcome.reply.contacts, contact.address.host))
+
+    def find(
+        self, key: bytes, *, limit: int = 64, disjoint_paths: int = 1
+    ) -> AbstractAsyncContextManager[AsyncGenerator[Record, None]]:
         """Verified current records under `key` as they come: `async with dht.find(key) as records: async for ...`.
 
         Ends after `limit` publishers, or when all holders have told what they have. A publisher comes again if a newer
-        record of it turns up.
+        record of it turns up. With several `disjoint_paths` (as in `find_nodes`) it ends only when all have ended, and
+        `limit` bounds what each holder is asked for.
         """
-        return contextlib.aclosing(self._current(key, limit))
+        return contextlib.aclosing(self._current(key, limit, disjoint_paths))
 
-    async def get(self, key: bytes, *, limit: int = 64) -> list[Record]:
-        """The newest current record of up to `limit` publishers under `key`."""
+    async def get(self, key: bytes, *, limit: int = 64, disjoint_paths: int = 1) -> list[Record]:
+        """The newest current record of up to `limit` publishers under `key`; of more with `disjoint_paths` (see `find`)."""
         newest: dict[PublicKey, Record] = {}
-        async with contextlib.aclosing(self._read(key, limit)) as records:
+        async with contextlib.aclosing(self._read(key, limit, disjoint_paths)) as records:
             async for record in records:
                 newest[record.public_key] = record
         return [record for record in newest.values() if record.lifetime]
 
-    async def _current(self, key: bytes, limit: int) -> AsyncGenerator[Record, None]:
-        async with contextlib.aclosing(self._read(key, limit)) as records:
+    async def _current(self, key: bytes, limit: int, paths: int) -> AsyncGenerator[Record, None]:
+        async with contextlib.aclosing(self._read(key, limit, paths)) as records:
             async for record in records:
                 if record.lifetime:
                     yield record
 
-    def _read(self, key: bytes, limit: int) -> AsyncGenerator[Record, None]:
-        self._overlay.counts["lookups"] += 1
+    def _read(self, key: bytes, limit: int, paths: int) -> AsyncGenerator[Record, None]:
         self._overlay.table.looked_up(key, trio.current_time())
         own = self._store.records_of(key, self.config.wall_clock())
         self._overlay.rng.shuffle(own)  # so that a limited read is a fair sample of a key with many publishers
@@ -192,28 +213,30 @@ class Dht:
             key,
             limit=limit,
             own=own,
-            lookup=self._overlay.lookup(key, self.config.replicas, for_values=True),
+            lookup=self._overlay.lookup(key, self.config.replicas, for_values=True, paths=paths),
             requests=self._overlay.requests,
             verifier=self._verifier,
             client=self.client_mode,
             wall_clock=self.config.wall_clock,
+            counts=self._overlay.counts,
             on_bad_record=lambda: self._overlay.drops.count("message"),
         )
 
     # --- publishing ---------------------------------------------------------------------------------------------------
 
-    async def publish(self, key: bytes, value: bytes, *, lifetime: int) -> Published:
+    async def publish(self, key: bytes, value: bytes, *, lifetime: int, disjoint_paths: int = 1) -> Published:
         """Store `value` under `key` in our name at the nearest nodes, ourselves included if we are one of them.
 
         `lifetime` is in seconds, at most 30 minutes. Raises `ValueError` if the record would be over 400 bytes.
-        Does not wait for nodes that are slower than their own timeouts; those count as not stored.
+        Does not wait for nodes that are slower than their own timeouts; those count as not stored. With several
+        `disjoint_paths` (as in `find_nodes`) the nearest nodes of each path are asked to store.
         """
         published = self._sign(key, value, lifetime)
-        tokens = await self._overlay.find_nodes(key, self.config.replicas)
+        tokens = await self._overlay.find_nodes(key, self.config.replicas, paths=disjoint_paths)
         own_distance = distance(self.identity.node_id, key)
         nearer = sum(1 for contact in tokens if distance(contact.node_id, key) < own_distance)
         keeps = not self.client_mode and nearer < self.config.replicas
-        targets = dict(list(tokens.items())[: self.config.replicas - keeps])
+        targets = tokens if disjoint_paths > 1 else dict(list(tokens.items())[: self.config.replicas - keeps])
         stored, newest = await self._store_at(published, targets)
         if newest >= published.sequence:  # we published before, by a clock that was ahead
             self._sequence = newest
@@ -302,6 +325,8 @@ async def serve_dht(
             nursery.start_soon(overlay.requests.watch)
             nursery.start_soon(explore, overlay, rng)
             nursery.start_soon(keep_fresh, overlay, store, rng)
+            if config.announce:
+                nursery.start_soon(watch_address, overlay)
             for peer in config.bootstrap:
                 nursery.start_soon(keep_in_touch, overlay, peer, rng)
             if saved:

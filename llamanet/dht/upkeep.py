@@ -3,13 +3,14 @@
 Paced, so that an idle node sends a few hundred bytes a second at most, however large the swarm.
 """
 
+import logging
 import math
 from random import Random
 
 import attrs
 import trio
 
-from llamanet.dht.bootstrap import save_contacts
+from llamanet.dht.bootstrap import resolve, save_contacts
 from llamanet.dht.config import DhtConfig
 from llamanet.dht.overlay import Overlay
 from llamanet.dht.routing import RoutingTable
@@ -27,6 +28,10 @@ RETRY_S = 1.0
 IDLE_S = 15.0
 """A contact heard from within this time is not pinged."""
 SAVE_S = 60.0
+ADDRESS_S = 10.0
+"""Between two comparisons of the address announced with the one observed."""
+
+logger = logging.getLogger(__name__)
 
 
 @attrs.define
@@ -109,6 +114,30 @@ async def keep_fresh(overlay: Overlay, store: RecordStore, rng: Random) -> None:
             save_good_contacts(overlay)
         if target is not None:
             await overlay.find_nodes(target, config.k)
+
+
+async def watch_address(overlay: Overlay) -> None:
+    """Say it, once for each address, if peers see us elsewhere than where we tell others to reach us; for ever."""
+    announce = overlay.config.announce
+    told: set[str] = set()
+    while True:
+        await trio.sleep(ADDRESS_S)
+        announced: set[str] = set()
+        for host in announce:
+            try:
+                announced |= {address.host for address in await resolve(host, 1)}
+            except (OSError, UnicodeError):  # perhaps only the peers can resolve it
+                continue
+        seen = overlay.observed_instead = overlay.votes.instead_of(announced)
+        if seen is not None and seen not in told:
+            told.add(seen)
+            logger.warning(
+                "announced address %s is not where peers see this node, which is %s: if others cannot reach it, announce "
+                "%s (--announce, ANNOUNCE), or forward both ports",
+                ", ".join(announce),
+                seen,
+                seen,
+            )
 
 
 def save_good_contacts(overlay: Overlay) -> None:

@@ -275,6 +275,7 @@ async def _serve_node(config: NodeConfig, held: contextlib.ExitStack, task_statu
         port=config.dht_port,
         bootstrap=config.bootstrap_nodes,
         network=Network(swarm_key=swarm_key),
+        announce=(config.announce,) if config.announce else (),
         contacts_path=data_dir / f"contacts-{config.dht_port}" if fixed else None,
     )
     sock = held.enter_context(await bind(bind_to, config.port))

@@ -623,3 +623,72 @@ async def test_a_read_near_a_holder_asks_one_node_and_more_only_if_that_is_silen
     start = trio.current_time()
     assert len(await reader.get(key(name), limit=1)) == 1
     assert trio.current_time() - start < 0.15, "sooner than the least timeout"
+
+
+# --- disjoint paths ---------------------------------------------------------------------------------------------------
+
+
+async def test_stores_and_reads_by_disjoint_paths_find_what_one_path_finds(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(40)
+    published = await nodes[3].publish(key("x"), b"v", lifetime=600, disjoint_paths=4)
+    assert published.stored == published.asked >= 8
+    holders = {node for node in nodes if node.health().stored_records}
+    assert set(closest_nodes([node for node in nodes if node is not nodes[3]], key("x"), 7)) <= holders
+    assert len(holders) <= 20
+    assert [record.value for record in await nodes[30].get(key("x"), disjoint_paths=4)] == [b"v"]
+    async with nodes[20].find(key("x"), disjoint_paths=2) as records:
+        assert [record.value async for record in records] == [b"v"]
+    found = ids(await nodes[5].find_nodes(key("x"), disjoint_paths=3))
+    others = [node for node in nodes if node is not nodes[5]]
+    assert {node.identity.node_id for node in closest_nodes(others, key("x"), 16)} <= found
+
+
+async def test_a_read_by_disjoint_paths_is_not_cut_short_by_one_of_them(autojump_clock, nursery):
+    """Who holds nothing but its own records under a key would end a read that stops at the first ones."""
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(20)
+    for node in nodes[:10]:
+        await node.publish(key("hot"), b"." * 200, lifetime=600)
+    reader = closest_nodes(nodes, key("hot"), 20)[-1]
+    before = reader.health().requests_sent
+    assert len(await reader.get(key("hot"), limit=2)) == 2
+    one = reader.health().requests_sent - before
+    several = await reader.get(key("hot"), limit=2, disjoint_paths=3)
+    assert len(several) > 2
+    assert one < reader.health().requests_sent - before - one
+
+
+# --- health -----------------------------------------------------------------------------------------------------------
+
+
+async def test_health_tells_how_lookups_fare_how_far_peers_are_and_how_many(autojump_clock, nursery):
+    swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.01, 0.02)))
+    nodes = await swarm.start_many(40)
+    node = nodes[7]
+    health = node.health()
+    assert health.network_size_error == pytest.approx(0.27, abs=0.01)
+    assert abs(health.network_size - 40) < 3 * 0.27 * 40
+    assert 0.02 <= health.rtt_percentiles[50] <= health.rtt_percentiles[90] <= health.rtt_percentiles[99] <= 0.04
+    assert sum(health.bucket_sizes) == health.contacts > 16
+    assert health.lookups == health.lookups_answered > 0
+    await nodes[3].publish(key("x"), b"v", lifetime=600)
+    before = node.health()
+    reads = 0
+    for name in ("x", "nothing"):
+        reads += 1
+        await node.get(key(name))
+    assert node.health().lookups - before.lookups == node.health().lookups_answered - before.lookups_answered <= reads
+    for other in nodes:
+        if other is not node:
+            swarm.network.pause(swarm.addresses[other])
+    await node.get(key("nobody answers"))
+    assert node.health().lookups - node.health().lookups_answered == 1
+
+
+async def test_a_swarm_of_one_bucket_is_counted_exactly(autojump_clock, nursery):
+    nodes = await Swarm(nursery).start_many(3)
+    health = nodes[0].health()
+    assert (health.network_size, health.network_size_error, health.observed) == (3, 0, {"10.1.0.0": 2})
+    alone = await Swarm(nursery, MemoryNetwork()).start(5)
+    assert (alone.health().rtt_percentiles, alone.health().mean_rtt) == ({}, None)
