@@ -30,7 +30,7 @@ from llamanet.node.engine import Engine, EngineConfig, serve_engine
 from llamanet.node.llama import LlamaBackend, LlamaConfig
 from llamanet.swarm import Swarm
 from llamanet.testing.processes import NodeProcess, start_swarm
-from llamanet.wire.inference import Generate, Sampling, Tokens
+from llamanet.wire.inference import Generate, Sampling, TokenLogprobs, Tokens
 
 SLOTS = 16
 N_CTX = 2048
@@ -38,6 +38,8 @@ STREAMS = (1, 2, 4, 8, 16)
 THREADS = physical_cores()
 SYSTEM_TOKENS = 700
 LONG_TOKENS = 1000
+NEAR_TIE = 0.25
+"""Between the log-probabilities of the two likeliest tokens: as far as batches of another shape round otherwise."""
 WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state")
 
 
@@ -283,7 +285,9 @@ def _memory_bytes(pid: int) -> int:
 
 
 def _threads(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+    """Threads of a process, but for those that trio keeps for the next job: they end when idle for 10 s."""
+    names = [(task / "comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(not name.startswith("Trio thread") for name in names)
 
 
 def _cpu_s(pid: int) -> float:
@@ -348,6 +352,52 @@ async def cancellation(path: Path, quick: bool) -> list[Case]:
     return cases
 
 
+async def agreement(path: Path, quick: bool) -> list[Case]:
+    """Greedy texts of many streams in one batch, and each alone: where they part, how near was the draw?"""
+    count, tokens = (4, 16) if quick else (16, 64)
+    random = Random(3)
+    prompts = [f"{words(random, 40)}. {number} tales:" for number in range(count)]
+    ties = others = 0
+
+    async def ask(engine: Engine, prompt: str) -> list[TokenLogprobs]:
+        sampling = Sampling(temperature=0.0, max_tokens=tokens, ignore_eos=True, logprobs=2)
+        answer = engine.submit(Generate(id=1, prompt=prompt, sampling=sampling))
+        return [told async for message in answer if isinstance(message, Tokens) for told in message.logprobs]
+
+    async with trio.open_nursery() as nursery:
+        config = LlamaConfig(model_path=path, n_ctx=N_CTX, n_parallel=SLOTS, n_threads=THREADS)
+        engine: Engine = await nursery.start(
+            serve_engine, "model", bytes(32), lambda: LlamaBackend(config), EngineConfig()
+        )
+        alone = [await ask(engine, prompt) for prompt in prompts]
+        for _ in ("with the memory of the first round", "with that of the second"):
+            together: dict[int, list[TokenLogprobs]] = {}
+
+            async def one(number: int, into: dict[int, list[TokenLogprobs]]) -> None:
+                into[number] = await ask(engine, prompts[number])
+
+            async with trio.open_nursery() as streams:
+                for number in range(count):
+                    streams.start_soon(one, number, together)
+            for number, told in together.items():
+                parted = [pair for pair in zip(alone[number], told, strict=True) if pair[0].token != pair[1].token]
+                if parted:
+                    near = min(each.top[0].logprob - each.top[1].logprob for each in parted[0]) < NEAR_TIE
+                    ties += near
+                    others += not near
+        nursery.cancel_scope.cancel()
+    return [
+        Case(
+            name="greedy texts in one batch that part from alone, not at a near tie",
+            value=others,
+            unit="texts",
+            better="lower",
+            target=0,
+            ours=f"{ties} of {2 * count} at a near tie",
+        )
+    ]
+
+
 async def overhead(quick: bool) -> list[Case]:
     """Processor time of a node whose model computes nothing and draws from a list."""
     tokens = 200 if quick else 2000
@@ -405,7 +455,7 @@ async def _measure(quick: bool) -> list[Case]:
                 await server.ask("Count: 1, 2,", 4)
             for case in (bench.streams, bench.shared_prefix, bench.multi_turn, bench.mixed, bench.short_requests):
                 cases += await case()
-    return [*cases, *await cancellation(path, quick), *await overhead(quick)]
+    return [*cases, *await cancellation(path, quick), *await agreement(path, quick), *await overhead(quick)]
 
 
 def measure(quick: bool) -> list[Case]:
