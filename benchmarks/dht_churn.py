@@ -120,9 +120,9 @@ def measure(quick: bool) -> list[Case]:
             *measure_nat(40, 0.5, 3.0),
         ]
     return [
-        *measure_churn(60, 200, 24.0, 8.0, 99.9),
-        *measure_churn(15, 200, 6.0, 4.0, None),
-        *measure_nat(200, 2.0, 4.0),
+        *measure_churn(60, 150, 24.0, 8.0, 99.9),
+        *measure_churn(15, 150, 6.0, 4.0, None),
+        *measure_nat(150, 2.0, 4.0),
     ]
 
 

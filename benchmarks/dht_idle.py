@@ -18,7 +18,7 @@ WARM_UP_S = 900.0
 
 
 def measure(quick: bool) -> list[Case]:
-    size, seconds = (100, 300.0) if quick else (1000, 3600.0)
+    size, seconds = (100, 300.0) if quick else (1000, 900.0)
     before = resident_bytes()
     sim = Simulation(seed=size, upkeep=True, boxed=True)
     sim.grow(size)

@@ -194,7 +194,7 @@ class SimulatedNode:
             keeps = sum(1 for contact in tokens if distance(contact.node_id, key) < own_distance) < replicas
             outcome = self.store.put(record, encoded, OWN_SOURCE, sim.wall_now) if keeps else None
             stored = int(isinstance(outcome, Kept))
-            targets = list(tokens.items())[: replicas - keeps]
+            targets = list(tokens.items()) if paths > 1 else list(tokens.items())[: replicas - keeps]
             waiting = {contact for contact, _ in targets}
 
             def on_stored(contact: Contact, reply: Reply | None) -> None:
