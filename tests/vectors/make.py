@@ -210,6 +210,8 @@ def _inference() -> Any:
         cached_tokens=7000,
         completion_tokens=800,
         memory_tokens=1234,
+        first_s=0.375,
+        embedded_tokens=640,
     )
     chance = inference.TokenChance(token=5, piece=b" \xc3", logprob=-0.25)
     logprobs = inference.TokenLogprobs(
