@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -352,6 +353,43 @@ async def cancellation(path: Path, quick: bool) -> list[Case]:
     return cases
 
 
+async def several_models(path: Path, quick: bool) -> list[Case]:
+    """Tokens/s of two engines at once, four streams each, and of one engine with eight."""
+    tokens, rounds = (16, 1) if quick else (64, 5)
+    sampling = Sampling(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+    rates: dict[int, list[float]] = {1: [], 2: []}
+
+    async def ask(engine: Engine, number: int) -> None:
+        async for _ in engine.submit(Generate(id=number, prompt=f"{number} tales. Count: 1, 2,", sampling=sampling)):
+            pass
+
+    for _ in range(rounds):
+        for count in rates:
+            async with trio.open_nursery() as nursery:
+                config = LlamaConfig(model_path=path, n_ctx=512, n_parallel=8, n_threads=THREADS)
+                engines: list[Engine] = [
+                    await nursery.start(serve_engine, "model", bytes(32), partial(LlamaBackend, config), EngineConfig())
+                    for _ in range(count)
+                ]
+                start = time.perf_counter()
+                async with trio.open_nursery() as streams:
+                    for number in range(8):
+                        streams.start_soon(ask, engines[number % count], number)
+                rates[count].append(8 * tokens / (time.perf_counter() - start))
+                nursery.cancel_scope.cancel()
+    return [
+        Case(
+            name="two models in one node at once / one model, eight streams",
+            value=statistics.median(rates[2]) / statistics.median(rates[1]),
+            unit="of its tokens/s",
+            better="higher",
+            target=0.7,
+            ours=spread(rates[2], "tokens/s"),
+            peer=spread(rates[1], "tokens/s, one model"),
+        )
+    ]
+
+
 async def agreement(path: Path, quick: bool) -> list[Case]:
     """Greedy texts of many streams in one batch, and each alone: where they part, how near was the draw?"""
     count, tokens = (4, 16) if quick else (16, 64)
@@ -455,7 +493,13 @@ async def _measure(quick: bool) -> list[Case]:
                 await server.ask("Count: 1, 2,", 4)
             for case in (bench.streams, bench.shared_prefix, bench.multi_turn, bench.mixed, bench.short_requests):
                 cases += await case()
-    return [*cases, *await cancellation(path, quick), *await agreement(path, quick), *await overhead(quick)]
+    return [
+        *cases,
+        *await cancellation(path, quick),
+        *await several_models(path, quick),
+        *await agreement(path, quick),
+        *await overhead(quick),
+    ]
 
 
 def measure(quick: bool) -> list[Case]:

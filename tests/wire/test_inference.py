@@ -129,8 +129,11 @@ BOUNDS = [
     (NODE, "status", "models.0.n_ctx", *COUNT),
     *[(NODE, "status", f"models.0.{n}", [0, 2**31], [-1, 2**31 + 1]) for n in ("slots", "running", "waiting")],
     *[(NODE, "status", f"models.0.{n}", *NUMBER) for n in ("tokens_per_second", "ttft_s", "queue_s", "gap_s")],
-    *[(NODE, "status", f"models.0.{n}", *NUMBER) for n in ("prefill_tokens_per_second", "batch_tokens")],
-    *[(NODE, "status", f"models.0.{n}_tokens", *COUNT) for n in ("prompt", "cached", "completion", "memory")],
+    *[(NODE, "status", f"models.0.{n}", *NUMBER) for n in ("prefill_tokens_per_second", "first_s", "batch_tokens")],
+    *[
+        (NODE, "status", f"models.0.{n}_tokens", *COUNT)
+        for n in ("prompt", "cached", "completion", "memory", "embedded")
+    ],
 ]
 
 
