@@ -188,6 +188,14 @@ class EngineCore:
     def compute(self, step: Step) -> None:
         """Decode the step's chunks and draw the tokens that follow them."""
         start = self.clock()
+        self.rates.pending_tokens = self._scheduler.pending_tokens
+        self.rates.step_began = start
+        try:
+            self._compute(step, start)
+        finally:
+            self.rates.step_began = None
+
+    def _compute(self, step: Step, start: float) -> None:
         try:
             self.backend.decode(step.chunks)
         except BackendError as error:
@@ -203,6 +211,7 @@ class EngineCore:
         seconds = self.clock() - start
         self.rates.step(drawing=step.drawing, tokens=step.tokens, seconds=seconds)
         self.rates.memory_tokens = self._scheduler.memory_tokens
+        self.rates.pending_tokens = self._scheduler.pending_tokens
         self._pace.step(prompt_tokens=step.prompt_tokens, seconds=seconds)
 
     def _submit(self, sequence: Sequence) -> None:

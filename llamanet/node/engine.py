@@ -178,6 +178,13 @@ class Engine:
         rates = self._core.rates
         running = self._running
         waiting = len(self._generations) - running
+        ttft_s = rates.ttft_s(
+            slots=self.slots,
+            running=running,
+            waiting=waiting,
+            prompt_tokens=SHORT_PROMPT_TOKENS,
+            now=self._worker.clock(),
+        )
         return ModelState(
             name=self.name,
             running=running,
@@ -185,7 +192,7 @@ class Engine:
             slots=self.slots,
             tokens_per_second=rates.decode,
             prefill_tokens_per_second=rates.prefill,
-            ttft_s=rates.ttft_s(slots=self.slots, running=running, waiting=waiting, prompt_tokens=SHORT_PROMPT_TOKENS),
+            ttft_s=ttft_s,
             n_ctx=self.n_ctx,
         )
 

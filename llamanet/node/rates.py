@@ -34,6 +34,10 @@ class Rates:
     """All four counted since the start: of prompts, those of them found in memory, drawn, and of texts to embed."""
     memory_tokens: int = 0
     """Remembered now."""
+    pending_tokens: int = 0
+    """Of the prompts of running requests, what is still to be computed."""
+    step_began: float | None = None
+    """When the step in flight began, on the engine's clock; None between steps."""
 
     def admitted(self, *, queue_s: float, prompt_tokens: int, cached_tokens: int) -> None:
         """Count a request that got its slot."""
@@ -70,12 +74,16 @@ class Rates:
         """Seconds until a slot is expected to become free while all are taken."""
         return self.service_s / slots
 
-    def ttft_s(self, *, slots: int, running: int, waiting: int, prompt_tokens: int) -> float:
-        """Seconds to the first token that a request with `prompt_tokens` to compute should expect now."""
-        compute = prompt_tokens / self.prefill if self.prefill else 0.0
+    def ttft_s(self, *, slots: int, running: int, waiting: int, prompt_tokens: int, now: float) -> float:
+        """Seconds to the first token that a request with `prompt_tokens` to compute should expect at `now`.
+
+        A step that lasts long will last as long again, for all that is known: so an engine that hangs is soon avoided.
+        """
+        compute = (prompt_tokens + self.pending_tokens) / self.prefill if self.prefill else 0.0
         step = 1 / self.decode if self.decode else 0.0
         queue = max(0, running + waiting - slots + 1) * self.place_s(slots)
-        return queue + compute + step
+        began = self.step_began
+        return queue + compute + step + (0.0 if began is None else max(0.0, now - began))
 
 
 def _average(old: float, new: float) -> float:

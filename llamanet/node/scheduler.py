@@ -73,6 +73,11 @@ class Scheduler:
         live = sum(sequence.computed for sequence in self.running.values())
         return live + sum(map(len, self._cache.idle.values()))
 
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens of running sequences' prompts that are still to be computed."""
+        return sum(sequence.pending - 1 for sequence in self.running.values())
+
     def cached(self, tokens: list[int]) -> int:
         """How many of a prompt's tokens would not have to be computed, if it were admitted now."""
         return self._cache.longest(tokens, self._live())

@@ -560,3 +560,15 @@ async def test_texts_are_embedded_in_full_batches_while_nobody_generates(
     answer = await engine.embed(Embed(id=1, texts=("word " * 100,) * 16))
     assert isinstance(answer, Embeddings)
     assert trio.current_time() - start == pytest.approx(4 * 0.02)
+
+
+async def test_prompts_in_the_way_are_told(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(slots=4, token_time=0.01, step_time=0.02, n_batch=64)
+    await ask(engine, "word " * 60)
+    idle = engine.state().ttft_s
+    engine.submit(request("word " * 400, max_tokens=1))
+    await trio.sleep(0.1)
+    assert idle < 0.5
+    assert 2.0 < engine.state().ttft_s < 5.0
+    await trio.sleep(10)
+    assert engine.state().ttft_s == pytest.approx(idle, rel=0.3)
