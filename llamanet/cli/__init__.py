@@ -25,6 +25,7 @@ COMMANDS = {
     "ask": "Ask the swarm one question.",
     "nodes": "Show the nodes of the swarm.",
     "models": "Show the models that the swarm serves.",
+    "crawl": "Walk the whole overlay and count its nodes.",
     "demo": "Show a swarm of three nodes on this machine, one of which dies.",
 }
 """Each is `command` in the module of its name."""

@@ -132,10 +132,9 @@ async def watch_address(overlay: Overlay) -> None:
         if seen is not None and seen not in told:
             told.add(seen)
             logger.warning(
-                "announced address %s is not where peers see this node, which is %s: if others cannot reach it, announce "
-                "%s (--announce, ANNOUNCE), or forward both ports",
+                "announced address %s is not where peers see this node, which is %s: if others cannot reach it, "
+                "announce the latter (--announce, ANNOUNCE), or forward both ports",
                 ", ".join(announce),
-                seen,
                 seen,
             )
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from llamanet._version import __version__
 from llamanet.client import Client
 from llamanet.testing.processes import NodeProcess
 
@@ -123,3 +124,17 @@ def test_a_node_serves_both_families(run, model):
             peer = ("--bootstrap-nodes", f"{host}:{node.dht_port}")
             assert [found["node_id"] for found in json.loads(run("nodes", "--json", *peer).stdout)] == [node.label]
             assert run("ask", "Count: 1, 2, 3,", *COUNTING, *peer).stdout == " 4, 5, 6\n"
+
+
+def test_crawl(run, bootstrap, swarm_of_three):
+    result = run("crawl", *bootstrap)
+    assert result.returncode == 0
+    assert "nodes      3: 3 answer, 0 are silent\n" in result.stdout
+    assert f"versions   {__version__} (3)\n" in result.stdout
+    found = json.loads(run("crawl", "--json", *bootstrap).stdout)
+    assert (found["counted"], found["answering"], found["estimated_size"]) == (3, 3, 3)
+    assert {node["address"] for node in found["nodes"]} == {node.dht_address for node in swarm_of_three}
+    nobody = run("crawl", "--bootstrap-nodes", "127.0.0.1:9")
+    assert (nobody.returncode, nobody.stdout) == (1, "")
+    assert nobody.stderr.startswith("error: not joined to any swarm")
+    assert nobody.stderr.count("\n") == 1
