@@ -90,6 +90,47 @@ async def test_dry_breaks_a_loop_and_stops_at_breakers(engine: Engine) -> None:
     assert (await finished(engine, prompt, **dry, dry_sequence_breakers=(" two",))).tokens[0] == loop.tokens[0]
 
 
+async def test_narrower_draws_are_greedier(engine: Engine) -> None:
+    greedy = await finished(engine)
+    options = {"temperature": 3.0, "seed": 4, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    wild = await finished(engine, **options)
+    assert wild.tokens != greedy.tokens
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-3}):
+        assert (await finished(engine, **{**options, **narrow})).tokens == greedy.tokens, narrow
+    typical = await finished(engine, **{**options, "typical_p": 1e-6})
+    assert typical.tokens != wild.tokens
+    assert typical.tokens == (await finished(engine, **{**options, "typical_p": 1e-6, "seed": 5})).tokens
+
+
+async def test_penalties_reach_as_far_as_they_are_told(engine: Engine) -> None:
+    prompt = "la la la la la la la la la la"
+    plain = await finished(engine, prompt)
+    for penalty in ({"repeat_penalty": 10.0}, {"presence_penalty": 10.0}, {"frequency_penalty": 10.0}):
+        bent = await finished(engine, prompt, **penalty)
+        assert bent.tokens != plain.tokens, penalty
+        assert (await finished(engine, prompt, penalty_last_n=0, **penalty)).tokens == plain.tokens
+    # A negative one draws towards what was said.
+    loop = await finished(engine, prompt, frequency_penalty=-10.0)
+    assert len(set(loop.tokens)) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_a_stop_string_never_shows_wherever_tokens_end(engine: Engine, temperature: float) -> None:
+    options = {"temperature": temperature, "seed": 9, "max_tokens": 20, "ignore_eos": True}
+    # Bytes of a character, and of a word, that come as tokens of their own.
+    grammar = 'root ::= "one" " two" " ☕" "漢字" " three" " four"'
+    for sampling in (options, {**options, "ignore_eos": False, "grammar": grammar}):
+        whole = await finished(engine, **sampling)
+        for start in range(0, len(whole.text) - 1, 9):
+            for length in (1, 4):
+                stop = whole.text[start : start + length]
+                cut = await finished(engine, **sampling, stop=(stop, "never said"))
+                assert cut.text == whole.text[: whole.text.index(stop)]
+                assert cut.finished.reason == "stop"
+        unmatched = await finished(engine, **sampling, stop=(whole.text[-2:] + "X", whole.text + "X"))
+        assert unmatched.text == whole.text
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 async def test_text_follows_a_schema(engine: Engine, temperature: float) -> None:
     for seed in range(3):
