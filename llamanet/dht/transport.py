@@ -4,6 +4,7 @@ Rules:
 - Sending never waits: a datagram that the system does not take at once is lost, as on any network, and `send` says so.
 - Nothing that the network or the system reports for a single datagram ends the receiving.
 - Each socket speaks one family, so that no address ever appears in two forms.
+- A socket on all local addresses answers from the one that was asked (`dht.wildcard`).
 """
 
 import errno
@@ -15,6 +16,7 @@ from typing import Protocol, TypeAlias
 import trio
 
 from llamanet.dht.distance import scope_of
+from llamanet.dht.wildcard import WildcardSocket
 from llamanet.errors import UserError
 from llamanet.wire.envelope import MAX_DATAGRAM_BYTES
 from llamanet.wire.rpc import Address
@@ -64,7 +66,8 @@ class UdpTransport:
         try:
             for host in hosts:
                 family = socket.AF_INET6 if ":" in host else socket.AF_INET
-                sock = socket.socket(family, socket.SOCK_DGRAM)
+                anywhere = host in ("0.0.0.0", "::")
+                sock = WildcardSocket(family) if anywhere else socket.socket(family, socket.SOCK_DGRAM)
                 sockets.append(sock)
                 sock.setblocking(False)
                 if family == socket.AF_INET6:
