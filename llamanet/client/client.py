@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from random import Random
@@ -12,12 +12,15 @@ import attrs
 import trio
 
 from llamanet.client.affinity import Block, request_blocks
+from llamanet.client.attempt import Access
 from llamanet.client.census import ModelView, NodeView, list_models, list_nodes
 from llamanet.client.choice import Choice
 from llamanet.client.connection import ConnectionPool, OpenStream
 from llamanet.client.directory import Directory
 from llamanet.client.embedding import Embedder, EmbeddingReply, make_batches
-from llamanet.client.generation import Reply, Stream
+from llamanet.client.generation import WAIT_S, Reply, Stream
+from llamanet.client.hedge import HedgeBudget
+from llamanet.client.lobby import Lobby
 from llamanet.client.router import Question, Router
 from llamanet.client.selection import Wishes
 from llamanet.client.strategy import STRATEGIES, check_strategy
@@ -124,12 +127,19 @@ class SwarmClient:
     ) -> None:
         self._dht = dht
         self._directory = Directory(dht, nursery)
-        self._pool = ConnectionPool(nursery, open_stream)
         self._wishes = Wishes(min_tps=min_tps, max_load=max_load)
         self._strategy = check_strategy(strategy)
         self._nursery = nursery
         self._rng = rng or Random()
         self._router = Router(self._rng)
+        self._access = Access(
+            dht=dht,
+            pool=ConnectionPool(nursery, open_stream),
+            peers=self._router.peers,
+            lobby=Lobby(),
+            hedges=HedgeBudget(),
+            rng=self._rng,
+        )
 
     @asynccontextmanager
     async def stream(self, prompt: str | None = None, **options: Any) -> AsyncIterator[Stream]:
@@ -150,6 +160,9 @@ class SwarmClient:
         min_tps: float | None = None,
         max_load: float | None = None,
         strategy: str | None = None,
+        any_version: bool = False,
+        wait: float = WAIT_S,
+        caller: Hashable = None,
         **sampling: Any,
     ) -> Stream:
         """A generation, to be closed by the caller; the first iteration asks a node.
@@ -163,6 +176,10 @@ class SwarmClient:
           max_load: requests running and waiting for each slot, above which no node will do.
           strategy: how its node is chosen: "soonest" (the default), or, to compare it with, "random", "round_robin" or
             "least_load".
+          any_version: a stream that loses its node, when no other has its model file, may go on with another file of
+            the same name: another quantisation, with the same vocabulary. `Reply.digests` then has more than one.
+          wait: seconds to wait for a place before the first token while all nodes are busy; 0 does not wait.
+          caller: requests of one caller share its turns when many wait; by default each is its own.
           sampling: fields of `llamanet.wire.inference.Sampling`: `max_tokens`, `temperature`, `seed`, `stop`,
             `logprobs`, ... A `logit_bias` may be a mapping of token ids. `response_format`, as in OpenAI's API, asks
             for JSON (`{"type": "json_object"}`), for JSON that follows a schema
@@ -179,13 +196,22 @@ class SwarmClient:
             min_tps=self._wishes.min_tps if min_tps is None else min_tps,
             max_load=self._wishes.max_load if max_load is None else max_load,
         )
+        if any_version and digest is not None:
+            raise RequestRefused("give digest= or any_version=True, not both", "any_version")
         request = make_request(prompt, messages, model, sampling)
-        make_choice = partial(
-            self._make_choice,
-            blocks=request_blocks(request),
-            strategy=self._strategy if strategy is None else check_strategy(strategy),
+        strategy = self._strategy if strategy is None else check_strategy(strategy)
+        make_choice = partial(self._make_choice, blocks=request_blocks(request), strategy=strategy)
+        self._access.hedges.earn()
+        stream = Stream(
+            self._access,
+            make_choice,
+            request,
+            wishes,
+            any_version=any_version,
+            may_hedge=strategy == STRATEGIES[0],
+            wait=wait,
+            caller=caller,
         )
-        stream = Stream(self._dht, self._pool, make_choice, request, wishes, self._rng)
         await self._wait_joined()
         return stream
 
@@ -219,7 +245,7 @@ class SwarmClient:
         batches = make_batches(texts, model)
         wishes = Wishes(model=model, digest=digest, capability=CAPABILITY_EMBEDDINGS)
         await self._wait_joined()
-        return await Embedder(self._dht, self._pool, self._make_choice, wishes).run(batches)
+        return await Embedder(self._access, self._make_choice, wishes).run(batches)
 
     async def nodes(self, model: str | None = None) -> list[NodeView]:
         """The nodes that are alive, or those that serve `model`. Raises `NotJoined`."""

@@ -11,18 +11,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
-import trio
 
+from llamanet.client.attempt import Access, Attempt
 from llamanet.client.choice import Choice
-from llamanet.client.connection import ConnectionPool, Exchange, Peer
-from llamanet.client.generation import BUSY_PAUSE_S, PING_S, PINGS, SILENCE_S, Hop, MakeChoice
+from llamanet.client.generation import BUSY_PAUSE_S, Hop, MakeChoice
 from llamanet.client.selection import Candidate, Wishes, tokens_in
-from llamanet.dht.service import Dht
-from llamanet.errors import BadMessage, NodeFailed, RequestRefused, RpcTimeout
+from llamanet.errors import BadMessage, NodeFailed, RequestRefused
 from llamanet.wire.codec import from_map_untrusted
 from llamanet.wire.identity import PublicKey
 from llamanet.wire.inference import MAX_MESSAGE_BYTES, MAX_TEXTS, Embed, Embeddings, Failed, encode_message
-from llamanet.wire.rpc import Contact
 
 
 @attrs.frozen(kw_only=True)
@@ -61,9 +58,8 @@ def make_batches(texts: Iterable[str], model: str | None) -> list[Embed]:
 class Embedder:
     """One call of `SwarmClient.embed`."""
 
-    def __init__(self, dht: Dht, pool: ConnectionPool, make_choice: MakeChoice, wishes: Wishes) -> None:
-        self._dht = dht
-        self._pool = pool
+    def __init__(self, access: Access, make_choice: MakeChoice, wishes: Wishes) -> None:
+        self._access = access
         self._make_choice = make_choice
         self._wishes = wishes
         self._hops: tuple[Hop, ...] = ()
@@ -112,43 +108,24 @@ class Embedder:
 
     async def _ask(self, candidate: Candidate, batch: Embed) -> Embeddings | Failed:
         """The vectors, or that the node is busy. Raises `NodeFailed`, and `RequestRefused`."""
-        service, facts = candidate.service, candidate.service.facts
-        peer = Peer(
-            public_key=service.public_key,
-            label=facts.label,
-            host=candidate.address.host,
-            port=facts.port,
-            tls=facts.tls,
-        )
-        exchange = self._pool.submit(peer, attrs.evolve(batch, model=service.model, digest=facts.digest))
+        attempt = Attempt(self._access, candidate, batch, tokens_in(sum(map(len, batch.texts))))
         try:
-            answer = await self._receive(exchange, candidate)
-        finally:
-            exchange.cancel()
-        if isinstance(answer, Failed):
-            if answer.code in ("bad_request", "too_long"):
-                raise RequestRefused(answer.message, answer.field, answer.limit)
-            if answer.code != "busy":
-                raise NodeFailed(facts.label, answer.message)
+            answer = await attempt.receive()
+            if isinstance(answer, Failed):
+                if answer.code in ("bad_request", "too_long"):
+                    raise RequestRefused(answer.message, answer.field, answer.limit)
+                if answer.code != "busy":
+                    raise NodeFailed(attempt.label, answer.message)
+                attempt.busy(answer.retry_after or BUSY_PAUSE_S)
+                return answer
+            if not isinstance(answer, Embeddings):
+                raise NodeFailed(attempt.label, "it answered something else")
+            sizes = {len(vector) for vector in answer.vectors}
+            if len(answer.vectors) != len(batch.texts) or len(sizes) != 1 or sizes.pop() % 4:
+                raise NodeFailed(attempt.label, "its vectors do not belong to the texts")
             return answer
-        sizes = {len(vector) for vector in answer.vectors}
-        if len(answer.vectors) != len(batch.texts) or len(sizes) != 1 or sizes.pop() % 4:
-            raise NodeFailed(facts.label, "its vectors do not belong to the texts")
-        return answer
-
-    async def _receive(self, exchange: Exchange, candidate: Candidate) -> Embeddings | Failed:
-        contact = Contact(candidate.service.public_key, candidate.address)
-        while True:
-            with trio.move_on_after(SILENCE_S):
-                answer = await exchange.receive()
-                if isinstance(answer, Embeddings | Failed):
-                    return answer
-            for _ in range(PINGS):
-                try:
-                    await self._dht.ping(contact, model=candidate.service.model, timeout=PING_S)
-                    break
-                except RpcTimeout:
-                    continue
-            else:
-                if not exchange.ready:
-                    raise NodeFailed(candidate.service.facts.label, "it fell silent")
+        except NodeFailed:
+            attempt.fail()
+            raise
+        finally:
+            attempt.finish()

@@ -1,49 +1,38 @@
 """One generation, whatever becomes of the nodes that compute it.
 
 Rules:
-- A stream is a function of the token ids so far. When its node dies, falls silent or turns bad, the next one gets the
-  prompt and the ids that were delivered, and goes on from there: nothing is lost, nothing comes twice.
-- It goes on only on the same model file: the digest is that of the first node that delivered a token.
-- A node that is silent for longer than its own pace explains is asked by UDP. Dead: move on. Alive: wait, but not for
-  ever.
-- Before the first token, "busy" everywhere is an error for the caller. Later it is not: a begun stream waits.
-- There is no deadline here but the caller's; cancelling cancels the work at the node.
+- A stream is a function of the token ids so far. When its node dies, hangs or turns bad (`client/attempt.py`), the next
+  one gets the prompt and the ids that were delivered, and goes on from there: nothing is lost, nothing comes twice.
+- It goes on only on the same model file: the digest is that of the first node that delivered a token. With
+  `any_version`, and when that file is nowhere else, any file by the model's name will do, and the reply says so.
+- A first token that is later than usual is asked of a second node too (`client/hedge.py`); the first to speak wins.
+- Before the first token, "busy" everywhere is waited out for `wait` seconds (`client/lobby.py`), and then an error. A
+  begun stream goes on waiting.
+- There is no other deadline than the caller's; cancelling cancels the work at the nodes.
 """
 
-from collections.abc import Callable, Mapping
-from random import Random
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 import attrs
 import trio
 
+from llamanet.client.attempt import Access, Attempt
 from llamanet.client.choice import Choice
-from llamanet.client.connection import Answer, ConnectionPool, Exchange, Peer
+from llamanet.client.connection import Answer
 from llamanet.client.decision import Decision
-from llamanet.client.selection import Candidate, Wishes, estimated_ttft, tokens_in
-from llamanet.dht.service import Dht
-from llamanet.errors import NodeFailed, RequestRefused, RpcTimeout
+from llamanet.client.selection import Wishes, tokens_in
+from llamanet.errors import NodeFailed, NoNodeServes, RequestRefused, SwarmBusy
 from llamanet.wire.identity import PublicKey
 from llamanet.wire.inference import Accepted, Failed, Finished, Generate, TokenLogprobs, Tokens, Usage
-from llamanet.wire.rpc import Contact
 
-SILENCE_S = 0.75
-"""The least silence after which a node is asked whether it is alive..."""
-SILENT_GAPS = 4
-"""...and so many times its usual time between tokens."""
-PING_S = 0.5
-PINGS = 2
-HANG_S = 30.0
-"""A node that is alive and gives no token for so long hangs..."""
-HUNG_ESTIMATES = 4
-"""...unless so many times its own estimate of the first token is longer: a long prompt, a long queue..."""
-HUNG_GAPS = 20
-"""...or so many times its usual time between tokens."""
+WAIT_S = 10.0
+"""How long a request waits while all nodes are busy, unless it says otherwise."""
 BUSY_PAUSE_S = 2.0
-"""The longest that a begun stream waits before it asks busy nodes again."""
+"""After it a busy node is asked again that does not say when; and the longest that a begun stream waits for."""
+JITTER = (1.0, 1.25)
+"""Times a pause, so that clients do not return together."""
 MAX_CHOICES = 16
-GAP_WEIGHT = 0.2
-"""Of the newest time between tokens, in their average."""
 
 MakeChoice = Callable[[Wishes, int, Mapping[PublicKey, int]], Choice]
 """From wishes, the prompt's tokens and each node's failures to where the request may go."""
@@ -90,6 +79,8 @@ class Reply:
     generation_time: float
     """Seconds from the request to its last token."""
     hops: tuple[Hop, ...]
+    digests: tuple[str, ...] = ()
+    """SHA-256 of the model file, in hexadecimal; of each file in turn, if `any_version` let there be several."""
     choices: tuple[Decision, ...] = ()
     """Why each node was asked, the last `MAX_CHOICES` of them."""
 
@@ -99,28 +90,22 @@ class Reply:
         return self.usage.completion_tokens
 
 
-@attrs.define
-class _Asked:
-    """A node that is answering, or should be. Times are on trio's clock."""
-
-    candidate: Candidate
-    exchange: Exchange
-    heard_at: float
-    spoke: bool = False
-    """It has delivered a token."""
-
-    @property
-    def label(self) -> str:
-        return self.candidate.service.facts.label
-
-
 class Stream:
     """An async iterator of `Chunk`. What it tells about itself is final once it is exhausted."""
 
     def __init__(
-        self, dht: Dht, pool: ConnectionPool, make_choice: MakeChoice, request: Generate, wishes: Wishes, rng: Random
+        self,
+        access: Access,
+        make_choice: MakeChoice,
+        request: Generate,
+        wishes: Wishes,
+        *,
+        any_version: bool = False,
+        may_hedge: bool = True,
+        wait: float = WAIT_S,
+        caller: Hashable = None,
     ) -> None:
-        """Made by `SwarmClient.stream`; `request` has its seed."""
+        """Made by `SwarmClient.open`; `request` has its seed. Streams of one `caller` share its turns."""
         self.token_ids: list[int] = []
         """All ids so far."""
         self.node_id: str | None = None
@@ -128,6 +113,8 @@ class Stream:
         self.model = request.model
         """The model's name; None, if any will do, before the first node is asked."""
         self.hops: tuple[Hop, ...] = ()
+        self.digests: tuple[str, ...] = ()
+        """SHA-256 of the model files that answered, in hexadecimal."""
         self.choices: tuple[Decision, ...] = ()
         """Why each node was asked, the last `MAX_CHOICES` of them."""
         self.finish_reason: str | None = None
@@ -135,19 +122,21 @@ class Stream:
         self.usage: Usage | None = None
         self.ttft: float | None = None
         """Seconds from the beginning to the first token, finding a node included."""
-        self._dht = dht
-        self._pool = pool
+        self._access = access
         self._make_choice = make_choice
         self._request = request
         self._wishes = wishes
-        self._rng = rng
+        self._any_version = any_version
+        self._caller = caller or self
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprobs] = []
         self._failures: dict[PublicKey, int] = {}
         self._choice: Choice | None = None
-        self._asked: _Asked | None = None
+        self._attempt: Attempt | None = None
+        self._hedged = not may_hedge
+        self._has_turn = False
         self._started_at = self._first_at = self._last_at = trio.current_time()
-        self._gap = 0.0
+        self._wait_until = self._started_at + wait
         self._cached_tokens: int | None = None
         self._too_long: RequestRefused | None = None
 
@@ -166,17 +155,16 @@ class Stream:
 
         Raises `NoNodeServes`, `SwarmBusy` (before the first token only), or `RequestRefused`.
         """
-        while self.finish_reason is None:
-            if self._asked is None:
-                self._asked = await self._ask()
-                continue
-            try:
-                chunk = self._take(await self._receive(self._asked), self._asked)
-            except NodeFailed as error:
-                self._leave(self._asked, error.reason)
-                continue
-            if chunk is not None:
-                return chunk
+        try:
+            while self.finish_reason is None:
+                if self._attempt is None:
+                    self._attempt = await self._ask()
+                elif (heard := await self._next_answer(self._attempt)) is not None:
+                    chunk = self._judge(*heard)
+                    if chunk is not None:
+                        return chunk
+        finally:
+            self._give_up_turn()
         raise StopAsyncIteration
 
     def reply(self) -> Reply:
@@ -195,147 +183,228 @@ class Stream:
             tokens_per_second=self.tokens_per_second,
             generation_time=self._last_at - self._started_at,
             hops=self.hops,
+            digests=self.digests,
             choices=self.choices,
         )
 
     def close(self) -> None:
         """Stop the work at the node. May be called again."""
-        if self._asked is not None:
-            self._asked.exchange.cancel()
-            self._asked = None
+        self._give_up_turn()
+        if self._attempt is not None:
+            self._attempt.finish()
+            self._attempt = None
 
     # --- a node ------------------------------------------------------------------------------------------------------
 
-    async def _ask(self) -> _Asked | None:
+    async def _ask(self) -> Attempt | None:
         """Ask the best node that is left; None if it is time to look again."""
         if self._choice is None:
+            if not (self.token_ids or self._has_turn) and self._access.lobby.crowded(self._request.model):
+                await self._wait_for_turn()  # If it does not come in time, the request is made once.
             self._choice = self._make_choice(self._wishes, self._prompt_tokens(), self._failures)
-        candidate = await self._choice.next()
-        if candidate is None:
+        attempt = await self._ask_next(self._choice)
+        if attempt is None:
             await self._nobody_is_left(self._choice)
             self._choice = None
             return None
-        if self._choice.decision is not None:
-            self.choices = (*self.choices, self._choice.decision)[-MAX_CHOICES:]
-        service, facts = candidate.service, candidate.service.facts
-        peer = Peer(
-            public_key=service.public_key,
-            label=facts.label,
-            host=candidate.address.host,
-            port=facts.port,
-            tls=facts.tls,
-        )
-        request = attrs.evolve(self._request, model=service.model, digest=facts.digest, resume=tuple(self.token_ids))
-        self.node_id, self.model = facts.label, service.model
-        return _Asked(candidate, self._pool.submit(peer, request), trio.current_time())
+        self._answers_now(attempt)
+        return attempt
+
+    async def _ask_next(self, choice: Choice) -> Attempt | None:
+        candidate = await choice.next()
+        if candidate is None:
+            return None
+        if choice.decision is not None:
+            self.choices = (*self.choices, choice.decision)[-MAX_CHOICES:]
+        request = attrs.evolve(self._request, resume=tuple(self.token_ids))
+        return Attempt(self._access, candidate, request, self._prompt_tokens())
+
+    def _answers_now(self, attempt: Attempt) -> None:
+        self.node_id, self.model = attempt.label, attempt.candidate.service.model
 
     async def _nobody_is_left(self, choice: Choice) -> None:
         """Wait, if that may help; raise if it will not."""
         if self._too_long is not None and not choice.busy:
             raise self._too_long
-        if not (choice.busy and self.token_ids):
-            raise await choice.nobody()
-        await trio.sleep(min(BUSY_PAUSE_S, *choice.busy.values()) * self._rng.uniform(0.75, 1.25))
+        rng = self._access.rng
+        if choice.busy and self.token_ids:
+            await trio.sleep(min(BUSY_PAUSE_S, *choice.busy.values()) * rng.uniform(*JITTER))
+            return
+        error = await choice.nobody()
+        if isinstance(error, NoNodeServes) and self._any_version and self._wishes.digest is not None:
+            self._wishes = attrs.evolve(self._wishes, digest=None)
+            return
+        if not isinstance(error, SwarmBusy):
+            raise error
+        pause = error.retry_after * rng.uniform(*JITTER)
+        if trio.current_time() + pause > self._wait_until:
+            raise error
+        if not self._has_turn:
+            await self._wait_for_turn()
+        await trio.sleep(pause)
 
-    def _leave(self, asked: _Asked, reason: str, *, blame: bool = True) -> None:
-        """Give up a node; the next one goes on."""
-        key = asked.candidate.service.public_key
-        if blame:
-            self._failures[key] = self._failures.get(key, 0) + 1
-        if asked.spoke:
+    async def _wait_for_turn(self) -> None:
+        """Queue up in this client, as long as the request may wait."""
+        with trio.move_on_at(self._wait_until):
+            await self._access.lobby.enter(self._request.model, self._caller)
+            self._has_turn = True
+
+    def _give_up_turn(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            self._access.lobby.leave(self._request.model)
+
+    def _leave(self, attempt: Attempt, reason: str) -> None:
+        """Give up a node; the next one goes on. Whether it is to blame was said before."""
+        attempt.finish()
+        if attempt.spoke:
             self._choice = None  # What was known of the others is as old as this node's first token.
         elif self._choice is not None:
-            self._choice.reasons[asked.label] = reason
-        self.hops = (*self.hops, Hop(asked.label, reason))
-        self.close()
+            self._choice.reasons[attempt.label] = reason
+        self.hops = (*self.hops, Hop(attempt.label, reason))
+        if attempt is self._attempt:
+            self._attempt = None
+
+    def _blame(self, attempt: Attempt, reason: str) -> None:
+        """Leave a node that failed."""
+        key = attempt.candidate.service.public_key
+        self._failures[key] = self._failures.get(key, 0) + 1
+        attempt.fail()
+        self._leave(attempt, reason)
 
     # --- its answers -------------------------------------------------------------------------------------------------
 
-    async def _receive(self, asked: _Asked) -> Answer:
-        """The node's next answer. Raises `NodeFailed` if none will come."""
-        while True:
-            with trio.move_on_after(max(SILENCE_S, SILENT_GAPS * self._gap)):
-                return await asked.exchange.receive()
-            await self._check(asked)
+    async def _next_answer(self, attempt: Attempt) -> tuple[Attempt, Answer] | None:
+        """The next answer, and the node that gave it; None if there is none, for the node was left."""
+        hedge_at = None if attempt.spoke or self._hedged or self.token_ids else attempt.hedge_at
+        try:
+            if hedge_at is None:
+                return attempt, await attempt.receive()
+            with trio.move_on_at(hedge_at):
+                return attempt, await attempt.receive()
+        except NodeFailed as error:
+            self._blame(attempt, error.reason)
+            return None
+        self._hedged = True
+        if self._choice is None or not self._access.hedges.spend():
+            return None
+        return await self._race(attempt, self._choice)
 
-    async def _check(self, asked: _Asked) -> None:
-        """Raises `NodeFailed` if a silent node is dead, or hangs."""
-        candidate = asked.candidate
-        contact = Contact(candidate.service.public_key, candidate.address)
-        for _ in range(PINGS):
+    async def _race(self, first: Attempt, choice: Choice) -> tuple[Attempt, Answer] | None:
+        """Ask a second node, and take the first that speaks; the other one is cancelled."""
+        rivals = [first]
+        won: list[tuple[Attempt, Answer]] = []
+
+        async def listen(attempt: Attempt) -> None:
             try:
-                pong = (await self._dht.ping(contact, model=candidate.service.model, timeout=PING_S)).pong
-            except RpcTimeout:
-                continue
-            for state in pong.models:
-                candidate = asked.candidate = attrs.evolve(candidate, state=state)
-            patience = HANG_S
-            if not asked.spoke:
-                patience = max(patience, HUNG_ESTIMATES * estimated_ttft(candidate, self._prompt_tokens()))
-            if trio.current_time() - asked.heard_at > max(patience, HUNG_GAPS * self._gap):
-                raise NodeFailed(asked.label, "it hangs: alive, but no token comes")
-            return
-        if not asked.exchange.ready:
-            raise NodeFailed(asked.label, "it fell silent")
+                answer = await attempt.receive()
+                while isinstance(answer, Accepted):
+                    answer = await attempt.receive()
+                if isinstance(answer, Failed) and answer.code != "bad_request" and len(rivals) > 1:
+                    self._take_failure(answer, attempt)
+                    rivals.remove(attempt)
+                    return
+            except NodeFailed as error:
+                self._blame(attempt, error.reason)
+                rivals.remove(attempt)
+                return
+            won.append((attempt, answer))
+            nursery.cancel_scope.cancel()
 
-    def _take(self, answer: Answer, asked: _Asked) -> Chunk | None:
-        """What an answer means for the caller. Raises `NodeFailed` if the node must be left."""
+        async def start_second() -> None:
+            second = await self._ask_next(choice)
+            if second is not None:
+                rivals.append(second)
+                await listen(second)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen, first)
+                nursery.start_soon(start_second)
+        finally:
+            for rival in rivals:
+                if rival is not first and not (won and rival is won[0][0]):
+                    rival.finish()
+        if not won:
+            return None
+        winner = won[0][0]
+        if winner is not first:
+            if first in rivals:
+                self._leave(first, "another node spoke sooner")
+            self._attempt = winner
+            self._answers_now(winner)
+        return won[0]
+
+    def _judge(self, attempt: Attempt, answer: Answer) -> Chunk | None:
+        """What an answer means for the caller; the node is left if it must be."""
+        try:
+            return self._take(answer, attempt)
+        except NodeFailed as error:
+            self._blame(attempt, error.reason)
+            return None
+
+    def _take(self, answer: Answer, attempt: Attempt) -> Chunk | None:
+        """Raises `NodeFailed` if the node must be left."""
         if isinstance(answer, Tokens):
-            return self._take_tokens(answer, asked)
+            return self._take_tokens(answer, attempt)
         if isinstance(answer, Accepted):
-            asked.heard_at = trio.current_time()
-            if self._cached_tokens is None:
-                self._cached_tokens = answer.cached_tokens
+            self._give_up_turn()
         elif isinstance(answer, Finished):
             if answer.usage.completion_tokens != len(self.token_ids):
                 counted = answer.usage.completion_tokens
-                raise NodeFailed(asked.label, f"it counts {counted} tokens where {len(self.token_ids)} came")
-            self.usage = attrs.evolve(answer.usage, cached_tokens=self._cached_tokens or 0)
+                raise NodeFailed(attempt.label, f"it counts {counted} tokens where {len(self.token_ids)} came")
+            cached = attempt.cached_tokens if self._cached_tokens is None else self._cached_tokens
+            self.usage = attrs.evolve(answer.usage, cached_tokens=cached)
             self.finish_reason = answer.reason
             self.close()
         elif isinstance(answer, Failed):
-            self._take_failure(answer, asked)
+            self._take_failure(answer, attempt)
         return None
 
-    def _take_tokens(self, tokens: Tokens, asked: _Asked) -> Chunk:
+    def _take_tokens(self, tokens: Tokens, attempt: Attempt) -> Chunk:
         most = self._request.sampling.max_tokens
         if most is not None and len(self.token_ids) + len(tokens.token_ids) > most:
-            raise NodeFailed(asked.label, f"it sends more than max_tokens {most}")
+            raise NodeFailed(attempt.label, f"it sends more than max_tokens {most}")
         wanted = self._request.sampling.logprobs
         if [told.token for told in tokens.logprobs] != ([] if wanted is None else list(tokens.token_ids)):
-            raise NodeFailed(asked.label, "its log-probabilities do not belong to its tokens")
-        now = trio.current_time()
+            raise NodeFailed(attempt.label, "its log-probabilities do not belong to its tokens")
+        self._last_at = now = trio.current_time()
         if self.ttft is None:
             self.ttft = now - self._started_at
             self._first_at = now
-        elif asked.spoke:
-            self._gap += GAP_WEIGHT * ((now - asked.heard_at) / len(tokens.token_ids) - self._gap)
-        if not asked.spoke:
-            asked.spoke = True
-            service = asked.candidate.service
+            self._cached_tokens = attempt.cached_tokens
+        service = attempt.candidate.service
+        if self._wishes.digest != service.facts.digest or self._wishes.model is None:
             self._wishes = attrs.evolve(self._wishes, model=service.model, digest=service.facts.digest)
-        asked.heard_at = self._last_at = now
+        digest = service.facts.digest.hex()
+        if not self.digests or self.digests[-1] != digest:
+            self.digests = (*self.digests, digest)
         self.token_ids += tokens.token_ids
         self._texts.append(tokens.text)
         self._logprobs += tokens.logprobs
         return Chunk(tokens.text, tokens.token_ids, tokens.logprobs)
 
-    def _take_failure(self, failed: Failed, asked: _Asked) -> None:
+    def _take_failure(self, failed: Failed, attempt: Attempt) -> None:
         if failed.code == "bad_request" and not self.token_ids:
-            self.close()
+            attempt.finish()
             raise RequestRefused(failed.message, failed.field, failed.limit)
         if failed.code == "busy" and self._choice is not None:
-            self._choice.busy[asked.label] = failed.retry_after or BUSY_PAUSE_S
-            self._leave(asked, "busy", blame=False)
+            pause = failed.retry_after or BUSY_PAUSE_S
+            self._choice.busy[attempt.label] = pause
+            attempt.busy(pause)
+            self._leave(attempt, "busy")
         elif failed.code == "slow_reader":
-            self._leave(asked, "the reader was too slow", blame=False)
+            self._leave(attempt, "the reader was too slow")
+        elif failed.code == "draining":
+            self._failures[attempt.candidate.service.public_key] = 1
+            self._leave(attempt, failed.message)
         elif failed.code == "too_long":
             self._too_long = self._too_long or RequestRefused(failed.message, failed.field, failed.limit)
-            self._wishes = attrs.evolve(self._wishes, n_ctx=asked.candidate.state.n_ctx + 1)
-            self._leave(asked, failed.message)
+            self._wishes = attrs.evolve(self._wishes, n_ctx=attempt.candidate.state.n_ctx + 1)
+            self._leave(attempt, failed.message)
             self._choice = None
         else:
-            raise NodeFailed(asked.label, failed.message)
+            raise NodeFailed(attempt.label, failed.message)
 
     def _prompt_tokens(self) -> int:
         """About how many tokens a node must compute before it can give the next one."""

@@ -1,0 +1,170 @@
+"""One request at one node: is what comes what was asked for, and does it come in time?
+
+Rules:
+- A node that is silent for longer than its own pace explains is asked by UDP. Dead: it is left at once. Alive: it is
+  waited for as long as its own times explain, what we remember of them and what it says of itself, and then it hangs.
+- What happens here is remembered (`client/peers.py`): each attempt ends once, as failed, as busy or as finished.
+"""
+
+import math
+from random import Random
+
+import attrs
+import trio
+
+from llamanet.client.connection import Answer, ConnectionPool, Exchange, Peer
+from llamanet.client.hedge import HedgeBudget
+from llamanet.client.lobby import Lobby
+from llamanet.client.peers import PeerMemory
+from llamanet.client.selection import Candidate, estimated_ttft
+from llamanet.dht.service import Dht
+from llamanet.errors import NodeFailed, RpcTimeout
+from llamanet.wire.inference import Accepted, Embed, Generate, Tokens
+from llamanet.wire.rpc import Contact
+
+SILENCE_S = 0.75
+"""The least silence after which a node is asked whether it is alive..."""
+SILENT_GAPS = 4
+"""...and so many times its usual time between tokens."""
+PING_S = 0.5
+PINGS = 2
+HUNG_ESTIMATES = 4
+"""A node that is alive hangs when the first token takes so many times its own estimate: a long prompt, a queue..."""
+HUNG_GAPS = 20
+"""...or a further one so many times the usual time between tokens; or what we remember of it, if that is more."""
+QUEUE_S = 30.0
+"""The least patience while requests wait at the node."""
+GAP_WEIGHT = 0.2
+"""Of the newest time between tokens, in their average."""
+
+
+@attrs.frozen(kw_only=True)
+class Access:
+    """How all requests of one client reach nodes, and what they remember of them."""
+
+    dht: Dht
+    pool: ConnectionPool
+    peers: PeerMemory
+    lobby: Lobby
+    hedges: HedgeBudget
+    rng: Random
+
+
+class Attempt:
+    """A node that is answering, or should be. Times are on trio's clock."""
+
+    def __init__(self, access: Access, candidate: Candidate, request: Generate | Embed, prompt_tokens: int) -> None:
+        """Asks `candidate`; it must read about `prompt_tokens` before the first token."""
+        service, facts = candidate.service, candidate.service.facts
+        self.candidate = candidate
+        self.spoke = False
+        """It has delivered a token."""
+        self.cached_tokens = 0
+        """How many of the prompt's tokens it found in its cache."""
+        self.asked_at = self.heard_at = trio.current_time()
+        self._access = access
+        self._prompt_tokens = prompt_tokens
+        self._embeds = isinstance(request, Embed)
+        self._gap = 0.0
+        self._ended = False
+        self._exchange: Exchange = access.pool.submit(
+            Peer(
+                public_key=service.public_key,
+                label=facts.label,
+                host=candidate.address.host,
+                port=facts.port,
+                tls=facts.tls,
+            ),
+            attrs.evolve(request, model=service.model, digest=facts.digest),
+        )
+        access.peers.began(service.node_id, self.asked_at)
+
+    @property
+    def label(self) -> str:
+        """The node's."""
+        return self.candidate.service.facts.label
+
+    @property
+    def hedge_at(self) -> float | None:
+        """When a second node should be asked, for this one usually speaks sooner; None if that is not known."""
+        after = self._access.peers.hedge_after_s(self.candidate.service.node_id, self._prompt_tokens)
+        return None if after is None else self.asked_at + after
+
+    async def receive(self) -> Answer:
+        """The node's next answer. Raises `NodeFailed` if none will come. Cancelling it loses nothing."""
+        while True:
+            with trio.move_on_after(max(SILENCE_S, SILENT_GAPS * self._gap)):
+                answer = await self._exchange.receive()
+                self._heard(answer)
+                return answer
+            await self._check()
+
+    def fail(self) -> None:
+        """The node is to blame for the end."""
+        if self._stop():
+            self._access.peers.failed(self.candidate.service.node_id, trio.current_time())
+
+    def busy(self, retry_after_s: float) -> None:
+        """The node's queue is full."""
+        if self._stop():
+            self._access.peers.busy(self.candidate.service.node_id, retry_after_s, trio.current_time())
+
+    def finish(self) -> None:
+        """The node is not to blame for the end, or there is none: stop its work. May be called after any other end."""
+        if self._stop():
+            self._access.peers.finished(self.candidate.service.node_id, trio.current_time())
+
+    def _stop(self) -> bool:
+        if self._ended:
+            return False
+        self._ended = True
+        self._exchange.cancel()
+        return True
+
+    def _heard(self, answer: Answer) -> None:
+        now, node_id, peers = trio.current_time(), self.candidate.service.node_id, self._access.peers
+        if isinstance(answer, Tokens):
+            count = len(answer.token_ids)
+            if self.spoke:
+                seconds = now - self.heard_at
+                self._gap += GAP_WEIGHT * (seconds / count - self._gap)
+                peers.tokens(node_id, count, seconds, now)
+            else:
+                self.spoke = True
+                peers.first_token(node_id, now - self.asked_at, self._prompt_tokens, now)
+            self.heard_at = now
+        elif isinstance(answer, Accepted):
+            self.heard_at = now
+            self.cached_tokens = answer.cached_tokens
+
+    async def _check(self) -> None:
+        """Raises `NodeFailed` if a silent node is dead, or hangs."""
+        service = self.candidate.service
+        contact = Contact(service.public_key, self.candidate.address)
+        for _ in range(PINGS):
+            try:
+                pong = (await self._access.dht.ping(contact, model=service.model, timeout=PING_S)).pong
+            except RpcTimeout:
+                continue
+            for state in pong.models:
+                self.candidate = attrs.evolve(self.candidate, state=state)
+            silence = trio.current_time() - self.heard_at
+            if silence > self._patience() and not self._exchange.ready:
+                raise NodeFailed(self.label, "it hangs: alive, but no token comes")
+            return
+        if not self._exchange.ready:
+            raise NodeFailed(self.label, "it fell silent")
+
+    def _patience(self) -> float:
+        """Seconds of silence after which a living node hangs."""
+        if self._embeds:
+            return math.inf  # How long a text takes is known to nobody; the caller's deadline bounds it.
+        now, node_id, peers = trio.current_time(), self.candidate.service.node_id, self._access.peers
+        if not self.spoke:
+            estimate = HUNG_ESTIMATES * estimated_ttft(self.candidate, self._prompt_tokens)
+            # A node that has served nobody yet does not know how long its queue takes.
+            queue = QUEUE_S if self.candidate.state.waiting else 0.0
+            return max(peers.first_token_limit_s(node_id, self._prompt_tokens, now), estimate, queue)
+        rate = self.candidate.state.tokens_per_second
+        gap = max(self._gap, 1 / rate if rate > 0 else 0.0)
+        return max(peers.gap_limit_s(node_id, now), HUNG_GAPS * gap)
