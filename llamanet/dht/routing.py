@@ -7,6 +7,9 @@ Rules:
   and is the only one that splits (Kademlia, section 2.4).
 - A full bucket prefers its old contacts: a new one waits in the replacement cache, and enters when one fails
   (S/Kademlia; uptime predicts uptime).
+- But contacts that are all in one corner of a bucket are of little use: somebody from a part of it (a 16th) where there
+  is nobody takes the place of the newest contact that shares its own part. So the oldest of each part stays, lookups
+  are nearly as short as with perfect tables, and ids ground next to each other fill no bucket.
 - Who is new is on trial: others are told of it only after it has answered again, `TRIAL_S` after its first answer (as
   go-ethereum's discovery tells only of contacts that passed a later liveness check). So a crowd of fresh ids is not
   spread by the honest, and who leaves at once never is. Our own lookups ask it meanwhile. Where there is nobody else to
@@ -17,6 +20,7 @@ Rules:
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from random import Random
 
@@ -34,6 +38,8 @@ PER_SUBNET_IN_BUCKET = 2
 PER_SUBNET_IN_TABLE = 10
 MAX_BUCKETS = 64
 """No two honest ids of any swarm that fits on Earth share more bits."""
+PART_BITS = 4
+"""The first bits after those that a bucket's contacts have in common are their part of it."""
 TRIAL_S = 30.0
 """Between two answers of a contact at least, before others are told of it."""
 DOUBT_S = 60.0
@@ -315,11 +321,30 @@ class RoutingTable:
             if other.contact.node_id == new.contact.node_id:
                 del bucket.waiting[place]
                 break
+        spare = self._spare(bucket, new)
+        if spare is not None:
+            self._remove(spare)
+            self._insert(bucket, new)
+            bucket.waiting.append(spare)
+            del bucket.waiting[: -self._k]
+            return _ADDED
         bucket.waiting.append(new)
         del bucket.waiting[: -self._k]
         doubtful = max(bucket.entries, key=lambda entry: (entry.failures, now - entry.seen))
         silent = now - max(doubtful.seen, doubtful.checked) >= DOUBT_S
         return Admission(check=doubtful.contact) if silent else _KNOWN
+
+    def _spare(self, bucket: Bucket, new: Entry) -> Entry | None:
+        """Who gives way to `new` in a full bucket: the newest of those that share their part of it with others.
+
+        None unless there is nobody yet in the part of `new`.
+        """
+        shift = max(0, ID_BITS - 1 - common_prefix_bits(self._own, new.number) - PART_BITS)
+        parts = Counter(entry.number >> shift for entry in bucket.entries)
+        if new.number >> shift in parts:
+            return None
+        shared = [entry for entry in bucket.entries if parts[entry.number >> shift] > 1]
+        return max(shared, key=lambda entry: entry.since, default=None)
 
     def _insert(self, bucket: Bucket, entry: Entry) -> None:
         bucket.entries.append(entry)

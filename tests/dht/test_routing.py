@@ -349,3 +349,29 @@ def test_a_trial_ends_by_a_check_in_time():
     assert table.to_check(10.5 + TRIAL_S, retry_after=1.0, idle_after=60.0) is None, "it is being checked"
     table.answered(new, 10.5 + TRIAL_S)
     assert not table.has_urgent(11.0 + TRIAL_S)
+
+
+def part(contact):
+    return contact.number >> 251
+
+
+def test_each_part_of_a_full_bucket_gets_a_place_before_any_gets_two():
+    far = in_bucket(0, 400)
+    crowd = [other for other in far if part(other) == part(far[0])][:K]
+    others = {part(other): other for other in far if part(other) != part(far[0])}
+    spread = list(others.values())[: K - 1]
+    table = RoutingTable(OWN, k=K)
+    near = in_bucket(1, K + 1)
+    for now, newcomer in enumerate([*near, *crowd]):
+        table.answered(newcomer, float(now))
+    for newcomer in spread:
+        assert table.answered(newcomer, 100.0).added
+    # The oldest of the crowd has kept its place, and each of the others came from a part of its own.
+    assert {entry.contact for entry in table if entry.contact in far} == {crowd[0], *spread}
+    for late in (crowd[-1], next(other for other in far if part(other) == part(spread[0]) and other != spread[0])):
+        assert not table.answered(late, 200.0).added
+    # Who gave way waits, and comes back when one of the others fails.
+    for _ in range(MAX_FAILURES):
+        table.failed(spread[0], 300.0)
+    assert spread[0].node_id not in table
+    assert table.bucket_sizes[0] == K
