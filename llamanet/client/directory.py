@@ -7,6 +7,7 @@ Rules:
 - What does not decode is left out, never reported: anybody may publish under any key.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Generic, TypeVar
@@ -14,6 +15,7 @@ from typing import Generic, TypeVar
 import attrs
 import trio
 
+from llamanet.dht.members import sample
 from llamanet.dht.service import Dht
 from llamanet.errors import BadMessage
 from llamanet.wire.facts import (
@@ -38,7 +40,7 @@ MAX_REMEMBERED = 64
 """Models whose services are remembered."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, cache_hash=True)
 class Service:
     """One model on one node, as the node's signed record says."""
 
@@ -46,7 +48,7 @@ class Service:
     model: str
     facts: ServiceFacts
 
-    @property
+    @functools.cached_property
     def node_id(self) -> NodeId:
         """The node's id."""
         return node_id_of(self.public_key)
@@ -101,7 +103,7 @@ class Directory:
 
     async def _look_up(self, model: str) -> Sequence[Service]:
         services = []
-        for record in await self._dht.get(key_of(model_key_name(model)), limit=MAX_SERVICES):
+        for record in await sample(self._dht, model_key_name(model), MAX_SERVICES):
             try:
                 facts = decode_service_facts_untrusted(record.value)
             except BadMessage:

@@ -1,9 +1,13 @@
 """What a node answers. Pure: a request, who asks, and the time make a reply.
 
-A reply fits `room`, the bytes that its payload may have: a datagram, or three times what an address that has not proved
-itself sent. Records come before contacts, and contacts are told only to askers who can use their addresses.
+Rules:
+- A reply fits `room`, the bytes that its payload may have: a datagram, or three times what an address that has not
+  proved itself sent. Records come before contacts, and contacts are told only to askers who can use their addresses.
+- What readers leave with us of keys that are far from us is kept apart from what we hold: it is told only where we hold
+  nothing, for a time that falls off with our distance from the key, and never counts as a replica.
 """
 
+import math
 from collections.abc import Callable
 from random import Random
 
@@ -12,7 +16,7 @@ import attrs
 from llamanet.dht.distance import distance, source_prefix, usable
 from llamanet.dht.guard import WriteTokens
 from llamanet.dht.routing import RoutingTable
-from llamanet.dht.storage import Kept, RecordStore, is_storable
+from llamanet.dht.storage import SAMPLED_OUT, Kept, RecordStore, is_storable
 from llamanet.errors import BadMessage
 from llamanet.wire.codec import to_array
 from llamanet.wire.envelope import Network
@@ -45,10 +49,16 @@ RESERVED_CONTACTS = 4
 """Contacts that a reply keeps room for when there are more records than fit."""
 CONTACTS_BESIDE_RECORDS = 8
 """The most beside records: all replicas. Whoever holds records is among the nearest, and knows the others."""
-_REPLY_BYTES = 64
+_REPLY_BYTES = 72
 """Type, transaction, observed address, token, totals, cursors and lengths of a `Nodes` or `Values`, and a margin."""
 _PONG_BYTES = 44
 """Of a `Pong`, without its version and its models."""
+CACHE_S = 60.0
+"""How long a cached record is kept next to its key; shorter by a factor of e for each k nodes that are nearer."""
+CACHED_PUBLISHERS = 4
+"""Of one key: a key with more is told by its holders alone, for a cache would tell of the same few again and again."""
+CACHE_BYTES = 2**20
+CACHE_KEYS = 1024
 
 
 def _contact_bytes(contact: Contact) -> int:
@@ -68,6 +78,12 @@ class Handlers:
     k: int
     version: str
     live_state: LiveState | None
+    cache: RecordStore = attrs.field(
+        init=False,
+        factory=lambda: RecordStore(
+            max_bytes=CACHE_BYTES, max_keys=CACHE_KEYS, max_publishers_per_key=CACHED_PUBLISHERS
+        ),
+    )
 
     def answer(self, request: Request, asker: Contact, *, now: float, wall_now: float, room: int) -> Reply:
         """The reply to `request`. Raises `BadMessage` for a record that is not one.
@@ -118,9 +134,14 @@ class Handlers:
         paging = request.cursor is not None
         contacts = () if paging else self._contacts(request.key, asker, room)
         reserved = sum(map(_contact_bytes, contacts[:RESERVED_CONTACTS]))
+        room_for_records = room - reserved
         page = self.store.page(
-            request.key, request.cursor, room=room - reserved, most=MAX_RECORDS, now=wall_now, rng=self.rng
+            request.key, request.cursor, room=room_for_records, most=MAX_RECORDS, now=wall_now, rng=self.rng
         )
+        if not page.total:
+            page = self.cache.page(
+                request.key, request.cursor, room=room_for_records, most=MAX_RECORDS, now=wall_now, rng=self.rng
+            )
         room -= sum(len(record) + 3 for record in page.records)
         fitting: list[Contact] = []
         for contact in contacts[:CONTACTS_BESIDE_RECORDS] if page.records else contacts:
@@ -136,26 +157,46 @@ class Handlers:
             total=page.total,
             next_cursor=page.next_cursor,
             contacts=tuple(fitting),
+            publishers=page.publishers,
         )
 
     def _stored(self, request: Store, asker: Contact, now: float, wall_now: float) -> Stored | Refused:
         record = decode_record_untrusted(request.record)
+        key, source = record.key, source_prefix(asker.address)
 
         def refused(reason: str, newer: bytes | None = None) -> Refused:
-            return Refused(transaction=request.transaction, observed=asker.address, reason=reason, newer=newer)
+            return Refused(
+                transaction=request.transaction,
+                observed=asker.address,
+                reason=reason,
+                newer=newer,
+                publishers=self.store.publishers_of(key),
+            )
 
-        if not self.tokens.check(request.token, asker.address, record.key, now):
+        if not self.tokens.check(request.token, asker.address, key, now):
             return refused("token")
-        if self._is_far(record.key):
+        if not request.cache and self._is_far(key):
             return refused("far")
         if not is_storable(record, wall_now):
             return refused("time")
+        store = self.cache if request.cache else self.store
+        if not store.admits(key, record.publisher, source):
+            return refused(SAMPLED_OUT)
         if not is_signed(record, self.network):
             raise BadMessage("the record's signature is not its publisher's")
-        outcome = self.store.put(record, request.record, source_prefix(asker.address), wall_now)
+        until = wall_now + self._cache_lifetime(key) if request.cache else None
+        outcome = store.put(record, request.record, source, wall_now, until=until)
         if isinstance(outcome, Kept):
-            return Stored(transaction=request.transaction, observed=asker.address)
+            publishers = self.store.publishers_of(key)
+            return Stored(transaction=request.transaction, observed=asker.address, publishers=publishers)
         return refused(outcome.reason, outcome.newer)
+
+    def _cache_lifetime(self, key: bytes) -> float:
+        """Seconds that a cached record of `key` is kept: exponentially less with the number of nodes nearer to the key.
+
+        Source: Maymounkov & Mazières 2002, section 2.3.
+        """
+        return CACHE_S * math.exp(-self.table.nodes_within(distance(self.own_id, key)) / self.k)
 
     def _is_far(self, key: bytes) -> bool:
         """Whether we tell of k contacts that are all nearer to the key than we are."""

@@ -1,7 +1,11 @@
 """Lookups on the wire: the pure `Lookup` fed with outcomes, for nodes and for records. Holds no nursery and no scope.
 
 A reader takes the records of all holders that a lookup passes, newest for each publisher, and pages on through holders
-that have more. It trusts nothing: each record is checked for its key, its signature and its times.
+that have more. It trusts nothing: each record is checked for its key, its signature and its times. A holder that tells
+one which no honest peer keeps is not asked for more, so lies cost a reader one signature for each answer at most.
+
+Who has found all that it wanted leaves a copy with the nearest node asked that had nothing (Kademlia, section 2.3):
+those who come the same way are answered there, and the load of a key that many read spreads.
 """
 
 from collections import Counter
@@ -9,15 +13,17 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 
 import attrs
 
-from llamanet.dht.distance import usable
+from llamanet.dht.distance import distance, usable
+from llamanet.dht.handlers import CACHED_PUBLISHERS
 from llamanet.dht.lookup import Lookup
 from llamanet.dht.requests import Outcome, Outcomes, Requests, new_transaction
+from llamanet.dht.shards import Crowd
 from llamanet.dht.storage import is_storable
 from llamanet.errors import BadMessage
 from llamanet.wire.envelope import Network
 from llamanet.wire.identity import NodeId
 from llamanet.wire.record import Record, decode_record_untrusted, is_signed
-from llamanet.wire.rpc import Contact, FindValue, Nodes, Request, Values
+from llamanet.wire.rpc import Contact, FindValue, Nodes, Request, Store, Values
 
 MAX_PAGES = 512
 """Pages that a reader asks of one holder; as many as it may have publishers of a key."""
@@ -60,6 +66,10 @@ class Search:
         self.outcomes.wake()
 
 
+class OutOfTime(BadMessage):
+    """A record that has expired or is not due yet. Honest peers tell such a one too, when clocks differ."""
+
+
 class RecordVerifier:
     """Checks records from the network; remembers the last few, for all replicas of a record are the same bytes."""
 
@@ -68,19 +78,22 @@ class RecordVerifier:
         self._verified: dict[bytes, Record] = {}
 
     def verify_untrusted(self, encoded: bytes, key: bytes, wall_now: float) -> Record:
-        """The record under `key`, signed and within its times (or a withdrawal). Raises `BadMessage`."""
-        record = self._verified.get(encoded)
-        if record is None:
-            record = decode_record_untrusted(encoded)
-            if record.key != key:
-                raise BadMessage("a record under another key")
+        """The record under `key`, signed and within its times (or a withdrawal).
+
+        Raises `BadMessage`, which is `OutOfTime` if only the times are wrong.
+        """
+        known = self._verified.get(encoded)
+        record = known or decode_record_untrusted(encoded)
+        if record.key != key:
+            raise BadMessage("a record under another key")
+        if not is_storable(record, wall_now):
+            raise OutOfTime("a record out of its time")
+        if known is None:
             if not is_signed(record, self._network):
                 raise BadMessage("the record's signature is not its publisher's")
             self._verified[encoded] = record
             if len(self._verified) > VERIFIED_RECORDS:
                 del self._verified[next(iter(self._verified))]
-        if record.key != key or not is_storable(record, wall_now):
-            raise BadMessage("a record under another key, or out of its time")
         return record
 
 
@@ -113,12 +126,14 @@ async def read(
     wall_clock: Callable[[], float],
     counts: Counter[str],
     on_bad_record: Callable[[], None],
+    crowd: Crowd | None = None,
 ) -> AsyncGenerator[Record, None]:
     """Records under `key` as they come, newest for each publisher; withdrawals too, for they undo earlier ones.
 
-    Ends when `limit` publishers were found, or the lookup is over and all holders have told what they have. A lookup by
-    several paths is always brought to its end, so that no path cuts the others short, and `limit` then bounds what each
-    holder is asked for.
+    Ends when `limit` publishers were found, or the lookup is over and all holders have told what they have; and, with a
+    `crowd`, to which what holders say of the number of publishers is added, when it is sure that the key is split. A
+    lookup by several paths is always brought to its end, so that no path cuts the others short, and `limit` then bounds
+    what each holder is asked for.
     """
     thorough = lookup.paths > 1
     newest = _Newest()
@@ -136,6 +151,8 @@ async def read(
     taken: dict[Contact, int] = {}
     pages: dict[Contact, int] = {}
     paging: set[Contact] = set()
+    without: list[tuple[int, Contact, bytes]] = []
+    """Who was asked and had nothing: distance from the key, contact, write token."""
     while not lookup.finished or paging:
         for outcome in await search.step():
             holder, values = outcome.contact, outcome.reply
@@ -146,20 +163,39 @@ async def read(
                 search.note(outcome)
                 continue
             counts["lookups_answered"] += not pages
+            if crowd is not None and values.total and holder not in pages:
+                crowd.told.append(max(values.total, values.publishers))
+            if not values.records:
+                without.append((distance(holder.node_id, key), holder, values.token))
+            lied = False
             for encoded in values.records:
                 try:
                     record = verifier.verify_untrusted(encoded, key, wall_clock())
-                except BadMessage:
+                except OutOfTime:
                     on_bad_record()
                     continue
+                except BadMessage:
+                    on_bad_record()
+                    lied = True
+                    break
                 if newest.take(record):
+                    found_all = len(newest.live) >= limit and not thorough
+                    if found_all and without and values.total <= min(limit, CACHED_PUBLISHERS):
+                        _, nearest, token = min(without)
+                        for copy in values.records:
+                            store = Store(
+                                transaction=new_transaction(), client=client, token=token, record=copy, cache=True
+                            )
+                            requests.ask(nearest, store, lambda outcome: None)
                     yield record
-                    if len(newest.live) >= limit and not thorough:
+                    if found_all:
                         return
+            if crowd is not None and crowd.is_surely_split:
+                return
             search.note(outcome)
             taken[holder] = taken.get(holder, 0) + len(values.records)
             pages[holder] = pages.get(holder, 0) + 1
-            told_all = not values.records or values.next_cursor is None or taken[holder] >= values.total
+            told_all = lied or not values.records or values.next_cursor is None or taken[holder] >= values.total
             enough = thorough and taken[holder] >= limit
             if not (told_all or enough) and pages[holder] < MAX_PAGES:
                 paging.add(holder)

@@ -20,6 +20,7 @@ from llamanet.dht.health import Health, percentiles
 from llamanet.dht.overlay import Overlay
 from llamanet.dht.requests import Outcomes, new_transaction
 from llamanet.dht.search import RecordVerifier, read
+from llamanet.dht.shards import Crowd
 from llamanet.dht.storage import Kept, RecordStore
 from llamanet.dht.transport import Transport, UdpTransport
 from llamanet.dht.upkeep import explore, keep_fresh, save_good_contacts, watch_address
@@ -44,11 +45,15 @@ class Pinged:
 
 @attrs.frozen
 class Published:
-    """The record that was published, how many nodes keep it (ourselves included), and how many were asked to."""
+    """The record that was published, how many nodes keep it (ourselves included), and how many were asked to.
+
+    `publishers` is about how many publishers its key has.
+    """
 
     record: Record
     stored: int
     asked: int
+    publishers: int
 
 
 class Dht:
@@ -58,6 +63,7 @@ class Dht:
         self.identity = overlay.identity
         self.config = overlay.config
         self.network = overlay.config.network
+        self.rng = overlay.rng
         self._overlay = overlay
         self._store = store
         self._live_state = live_state
@@ -191,10 +197,16 @@ class Dht:
         """
         return contextlib.aclosing(self._current(key, limit, disjoint_paths))
 
-    async def get(self, key: bytes, *, limit: int = 64, disjoint_paths: int = 1) -> list[Record]:
-        """The newest current record of up to `limit` publishers under `key`; of more with `disjoint_paths` (see `find`)."""
+    async def get(
+        self, key: bytes, *, limit: int = 64, crowd: Crowd | None = None, disjoint_paths: int = 1
+    ) -> list[Record]:
+        """The newest current record of up to `limit` publishers under `key`; `disjoint_paths` are as in `find`.
+
+        What holders say of the number of publishers is added to `crowd`; once that is sure that the key is split, a few
+        records are enough (`dht.members` reads the rest).
+        """
         newest: dict[PublicKey, Record] = {}
-        async with contextlib.aclosing(self._read(key, limit, disjoint_paths)) as records:
+        async with contextlib.aclosing(self._read(key, limit, disjoint_paths, crowd)) as records:
             async for record in records:
                 newest[record.public_key] = record
         return [record for record in newest.values() if record.lifetime]
@@ -205,10 +217,14 @@ class Dht:
                 if record.lifetime:
                     yield record
 
-    def _read(self, key: bytes, limit: int, paths: int) -> AsyncGenerator[Record, None]:
+    def _read(
+        self, key: bytes, limit: int, paths: int, crowd: Crowd | None = None
+    ) -> AsyncGenerator[Record, None]:
         self._overlay.table.looked_up(key, trio.current_time())
         own = self._store.records_of(key, self.config.wall_clock())
         self._overlay.rng.shuffle(own)  # so that a limited read is a fair sample of a key with many publishers
+        if crowd is not None and own:
+            crowd.told.append(self._store.publishers_of(key))
         return read(
             key,
             limit=limit,
@@ -220,6 +236,7 @@ class Dht:
             wall_clock=self.config.wall_clock,
             counts=self._overlay.counts,
             on_bad_record=lambda: self._overlay.drops.count("message"),
+            crowd=crowd,
         )
 
     # --- publishing ---------------------------------------------------------------------------------------------------
@@ -237,15 +254,17 @@ class Dht:
         nearer = sum(1 for contact in tokens if distance(contact.node_id, key) < own_distance)
         keeps = not self.client_mode and nearer < self.config.replicas
         targets = tokens if disjoint_paths > 1 else dict(list(tokens.items())[: self.config.replicas - keeps])
-        stored, newest = await self._store_at(published, targets)
+        crowd = Crowd()
+        stored, newest = await self._store_at(published, targets, crowd)
         if newest >= published.sequence:  # we published before, by a clock that was ahead
             self._sequence = newest
             published = self._sign(key, value, lifetime)
-            stored, _ = await self._store_at(published, targets)
+            stored, _ = await self._store_at(published, targets, crowd)
         if keeps:
             outcome = self._store.put(published, encode_record(published), OWN_SOURCE, self.config.wall_clock())
             stored += isinstance(outcome, Kept)
-        return Published(published, stored, len(targets) + keeps)
+            crowd.told.append(self._store.publishers_of(key))
+        return Published(published, stored, len(targets) + keeps, crowd.publishers)
 
     async def withdraw(self, key: bytes) -> None:
         """Publish that we have nothing under `key` any more."""
@@ -264,7 +283,7 @@ class Dht:
             value=value,
         )
 
-    async def _store_at(self, record: Record, targets: dict[Contact, bytes]) -> tuple[int, int]:
+    async def _store_at(self, record: Record, targets: dict[Contact, bytes], crowd: Crowd) -> tuple[int, int]:
         """How many of `targets` store the record, and the highest sequence number that one of them has instead."""
         encoded = encode_record(record)
         outcomes = Outcomes()
@@ -276,6 +295,8 @@ class Dht:
             for outcome in await outcomes.take():
                 if outcome.contact is not None:
                     waiting.discard(outcome.contact)
+                if isinstance(outcome.reply, Stored | Refused) and outcome.reply.publishers:
+                    crowd.told.append(outcome.reply.publishers)
                 if isinstance(outcome.reply, Stored):
                     stored += 1
                 elif isinstance(outcome.reply, Refused):

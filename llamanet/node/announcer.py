@@ -1,8 +1,11 @@
 """Telling the swarm what a node serves, and taking it back when the node leaves.
 
 Rules:
-- Keys that many nodes share (`model:{name}`, `all_nodes`) get slow facts, every two minutes: load has no place there.
+- Keys that many nodes share (`model:{name}` and its shards, `all_nodes`) get slow facts, every two minutes: load has no
+  place there.
   A node's own keys (`node:{label}`, `node:{id}`) get its load, at every heartbeat.
+- Of a model that many nodes serve we are in the root and in two shards (`dht/shards.py`); when the depth changes, what
+  we left in other shards expires by itself, so that readers who still look there find us.
 - What changes is told at once: a model, our address, or peers that should keep a small swarm's records.
 - `Published node info` is logged when what is published, or where, has changed; repetitions go to the debug log.
 """
@@ -11,18 +14,20 @@ import ipaddress
 import logging
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 import attrs
 import trio
 
 from llamanet.dht.service import Dht
+from llamanet.dht.shards import shard_names
 from llamanet.wire.facts import (
     ALL_NODES,
     NodeFacts,
     ServiceFacts,
     encode_facts,
+    is_model_key_name,
     key_of,
     model_key_name,
     node_key_name,
@@ -53,6 +58,14 @@ class Announcement:
     services: tuple[tuple[str, ServiceFacts], ...]
 
 
+@attrs.frozen
+class _Held:
+    """A record of ours: the name that its key is a shard of, or its own, and when it expires, on trio's clock."""
+
+    root: str
+    until: float
+
+
 class Announcer:
     """Keeps one node's records in the swarm."""
 
@@ -79,8 +92,8 @@ class Announcer:
         self._rng = rng or Random()
         self._changed = trio.Event()
         self._settled = trio.Event()
-        self._names: set[str] = set()
-        """Of the keys that hold something of ours, as far as we know."""
+        self._held: dict[str, _Held] = {}
+        """What holds something of ours, as far as we know, by its key's name."""
         self._told: object = None
 
     def refresh(self) -> None:
@@ -108,7 +121,7 @@ class Announcer:
     async def withdraw(self) -> None:
         """Take back everything, as far as that goes within `WITHDRAW_S`."""
         with trio.move_on_after(WITHDRAW_S):
-            await self._withdraw(self._names)
+            await self._withdraw(list(self._held))
 
     async def _keep_announcing(self) -> None:
         shared_due, hosts = -math.inf, self.hosts()
@@ -146,14 +159,16 @@ class Announcer:
             ALL_NODES: without_load,
         }
         own = self._own_records(announcement.node)
-        gone = self._names - shared.keys() - own.keys()
         await self._publish({name: (encode_facts(facts), SHARED_LIFETIME_S) for name, facts in shared.items()} | own)
-        await self._withdraw(gone)
+        names = shared.keys() | own.keys()
+        now = trio.current_time()
+        self._held = {name: held for name, held in self._held.items() if held.until > now}
+        await self._withdraw([name for name, held in self._held.items() if held.root not in names])
         told = (without_load, announcement.services)
         level = logging.DEBUG if told == self._told else logging.INFO
         self._told = told
         place = f"{', '.join(hosts)} port {announcement.node.port}"
-        log.log(level, "Published node info: %s (at %s)", ", ".join(sorted(self._names)), place)
+        log.log(level, "Published node info: %s (at %s)", ", ".join(sorted(names)), place)
 
     def _own_records(self, facts: NodeFacts) -> dict[str, tuple[bytes, int]]:
         lifetime = math.ceil(HEARTBEATS_A_LIFE * self._heartbeat_interval)
@@ -161,19 +176,23 @@ class Announcer:
         return dict.fromkeys(names, (encode_facts(facts), lifetime))
 
     async def _publish(self, records: dict[str, tuple[bytes, int]]) -> None:
-        async def publish(name: str, value: bytes, lifetime: int) -> None:
-            await self._dht.publish(key_of(name), value, lifetime=lifetime)
+        async def publish(name: str, root: str, value: bytes, lifetime: int) -> None:
+            self._held[name] = _Held(root, trio.current_time() + lifetime)
+            published = await self._dht.publish(key_of(name), value, lifetime=lifetime)
+            if name == root and is_model_key_name(name):
+                for shard in shard_names(name, self._dht.identity.node_id, published.publishers):
+                    nursery.start_soon(publish, shard, root, value, lifetime)
 
-        self._names |= records.keys()
         async with trio.open_nursery() as nursery:
             for name, (value, lifetime) in records.items():
-                nursery.start_soon(publish, name, value, lifetime)
+                nursery.start_soon(publish, name, name, value, lifetime)
 
-    async def _withdraw(self, names: set[str]) -> None:
+    async def _withdraw(self, names: Sequence[str]) -> None:
         async with trio.open_nursery() as nursery:
             for name in names:
                 nursery.start_soon(self._dht.withdraw, key_of(name))
-        self._names -= names
+        for name in names:
+            del self._held[name]
 
     def _jittered(self, interval: float) -> float:
         return interval * self._rng.uniform(1 - JITTER, 1 + JITTER)

@@ -19,13 +19,14 @@ from llamanet.dht.requests import RoundTrips
 from llamanet.dht.routing import RoutingTable
 from llamanet.dht.search import RecordVerifier
 from llamanet.dht.service import OWN_SOURCE
+from llamanet.dht.shards import Crowd
 from llamanet.dht.storage import Kept, RecordStore
 from llamanet.errors import BadMessage
 from llamanet.testing.mail import NAT_S, Mail, OnReply
 from llamanet.testing.simulated_upkeep import Upkeep
 from llamanet.wire.envelope import MAX_DATAGRAM_BYTES, MAX_PAYLOAD_BYTES, Envelope
 from llamanet.wire.identity import Identity, NodeId, PublicKey
-from llamanet.wire.record import encode_record, sign_record
+from llamanet.wire.record import Record, encode_record, sign_record
 from llamanet.wire.rpc import (
     TRANSACTION_BYTES,
     Address,
@@ -34,6 +35,7 @@ from llamanet.wire.rpc import (
     FindValue,
     Nodes,
     Ping,
+    Refused,
     Reply,
     Request,
     Store,
@@ -67,11 +69,15 @@ class Found:
 
 @attrs.frozen(kw_only=True)
 class Put:
-    """What a store came to: how many nodes keep the record, how long it took, and how many requests."""
+    """What a store came to: how many nodes keep the record, how long it took, and how many requests.
+
+    `publishers` is about how many the key has, by the word of those nodes.
+    """
 
     stored: int
     elapsed_s: float
     requests: int
+    publishers: int
 
 
 class SimulatedNode:
@@ -96,7 +102,7 @@ class SimulatedNode:
         """Of all datagrams, without UDP's and IP's headers; counted only where messages are boxed."""
         self.received_bytes = 0
         self.table = RoutingTable(identity.node_id, k=config.k)
-        self.store = RecordStore()
+        self.store = RecordStore(secret=identity.seed)
         self.round_trips = RoundTrips()
         self.drops = Drops()
         if simulation.boxed:
@@ -174,6 +180,60 @@ class SimulatedNode:
         search = _Search(self, lookup, request, on_reply, on_end)
         search.step()
 
+    def read(self, key: bytes, limit: int, done: Callable[[list[Record]], None], *, crowd: Crowd | None = None) -> None:
+        """The records of up to `limit` publishers of `key`, from holders' first pages and the next ones, as `Dht.get`.
+
+        Without what this node holds itself.
+        """
+        sim = self.simulation
+        lookup = self._lookup(key, sim.config.replicas, self._seeds(key), for_values=True)
+        verifier = RecordVerifier(sim.config.network)
+        found: dict[NodeId, Record] = {}
+        taken: dict[Contact, int] = {}
+        paging: set[Contact] = set()
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            if not ended:
+                ended = search.ended = True
+                done(list(found.values())[:limit])
+
+        def request(cursor: int | None = None) -> FindValue:
+            return FindValue(transaction=TRANSACTION, client=False, key=key, cursor=cursor)
+
+        def on_reply(contact: Contact, reply: Reply | None) -> None:
+            paging.discard(contact)
+            if not ended and isinstance(reply, Values):
+                take(contact, reply)
+            if lookup.finished and not paging:
+                end()
+
+        def take(contact: Contact, values: Values) -> None:
+            if crowd is not None and values.total and contact not in taken:
+                crowd.told.append(values.publishers)
+            for encoded in values.records:
+                try:
+                    record = verifier.verify_untrusted(encoded, key, sim.wall_now)
+                except BadMessage:
+                    continue
+                if record.lifetime:
+                    found[record.publisher] = record
+            if len(found) >= limit or (crowd is not None and crowd.is_surely_split):
+                end()
+                return
+            taken[contact] = taken.get(contact, 0) + len(values.records)
+            if values.records and values.next_cursor is not None and taken[contact] < values.total:
+                paging.add(contact)
+                self.ask(contact, request(values.next_cursor), on_reply)
+
+        def on_end() -> None:
+            if not paging:
+                end()
+
+        search = _Search(self, lookup, request(), on_reply, on_end)
+        search.step()
+
     def put(self, key: bytes, value: bytes, lifetime: int, done: Callable[[Put], None], *, paths: int = 1) -> None:
         """As `Simulation.put`, without waiting."""
         sim = self.simulation
@@ -197,9 +257,13 @@ class SimulatedNode:
             targets = list(tokens.items()) if paths > 1 else list(tokens.items())[: replicas - keeps]
             waiting = {contact for contact, _ in targets}
 
+            crowd = Crowd()
+
             def on_stored(contact: Contact, reply: Reply | None) -> None:
                 nonlocal stored
                 stored += isinstance(reply, Stored)
+                if isinstance(reply, Stored | Refused) and reply.publishers:
+                    crowd.told.append(reply.publishers)
                 if contact in waiting:
                     waiting.discard(contact)
                     if not waiting:
@@ -207,7 +271,8 @@ class SimulatedNode:
 
             def finish() -> None:
                 requests = lookup.asked + len(targets)
-                done(Put(stored=stored, elapsed_s=sim.now - start, requests=requests))
+                publishers = crowd.publishers
+                done(Put(stored=stored, elapsed_s=sim.now - start, requests=requests, publishers=publishers))
 
             for contact, token in targets:
                 request = Store(transaction=TRANSACTION, client=False, token=token, record=encoded)

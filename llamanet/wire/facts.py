@@ -41,9 +41,17 @@ def key_of(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
+_MODEL = "model:"
+
+
 def model_key_name(model: str) -> str:
     """The name of the key under which the nodes that serve `model` are found."""
-    return f"model:{model}"
+    return f"{_MODEL}{model}"
+
+
+def is_model_key_name(name: str) -> bool:
+    """Whether `name` is that of a model's key, which is split into shards (`dht/shards.py`) when it has many nodes."""
+    return name.startswith(_MODEL)
 
 
 def node_key_name(label_or_id: str | NodeId) -> str:

@@ -44,6 +44,7 @@ SHARED_CONTACTS = 8192
 """Contacts that are made once: replies tell of the same ones over and over."""
 
 _transaction = exactly_bytes(TRANSACTION_BYTES)
+_publishers = integer(0, 2**31)
 
 
 class Address(NamedTuple):
@@ -201,12 +202,16 @@ class FindValue:
 
 @attrs.frozen(kw_only=True)
 class Store:
-    """Keep `record` (encoded). `token` comes from this receiver's own answer about the record's key."""
+    """Keep `record` (encoded). `token` comes from this receiver's own answer about the record's key.
+
+    `cache`: the sender has read the record elsewhere, and the receiver, which did not have it, may keep it for a while.
+    """
 
     transaction: bytes = wire_field(_transaction, repr=bytes.hex)
     client: bool = wire_field(boolean)
     token: bytes = wire_field(exactly_bytes(TOKEN_BYTES), repr=bytes.hex)
     record: bytes = wire_field(up_to_bytes(MAX_RECORD_BYTES), repr=False)
+    cache: bool = wire_field(boolean, default=False)
 
 
 @attrs.frozen(kw_only=True)
@@ -234,7 +239,10 @@ class Nodes:
 
 @attrs.frozen(kw_only=True)
 class Values:
-    """Records under the key (encoded), how many there are in all, where to go on, and nearer contacts."""
+    """Records under the key (encoded), how many the answerer has, where to go on, and nearer contacts.
+
+    `publishers` estimates how many the key has in all: more than `total` where the answerer keeps a sample.
+    """
 
     transaction: bytes = wire_field(_transaction, repr=bytes.hex)
     observed: Address = wire_field(decode_address_untrusted, encode_address)
@@ -245,24 +253,30 @@ class Values:
     contacts: tuple[Contact, ...] = wire_field(
         list_of(decode_contact_untrusted, MAX_CONTACTS), encoded_list(operator.attrgetter("plain"))
     )
+    publishers: int = wire_field(_publishers, default=0)
 
 
 @attrs.frozen(kw_only=True)
 class Stored:
-    """The record is kept."""
+    """The record is kept. `publishers` is as in `Values`."""
 
     transaction: bytes = wire_field(_transaction, repr=bytes.hex)
     observed: Address = wire_field(decode_address_untrusted, encode_address)
+    publishers: int = wire_field(_publishers, default=0)
 
 
 @attrs.frozen(kw_only=True)
 class Refused:
-    """The request was understood and will not be done. `newer`: the encoded record that outranks the one sent."""
+    """The request was understood and will not be done. `newer`: the encoded record that outranks the one sent.
+
+    `publishers` is as in `Values`.
+    """
 
     transaction: bytes = wire_field(_transaction, repr=bytes.hex)
     observed: Address = wire_field(decode_address_untrusted, encode_address)
     reason: str = wire_field(text(64))
     newer: bytes | None = wire_field(optional(up_to_bytes(MAX_RECORD_BYTES)), default=None)
+    publishers: int = wire_field(_publishers, default=0)
 
 
 Request: TypeAlias = Ping | FindNode | FindValue | Store

@@ -1,5 +1,6 @@
 """Floods, replays and Sybils over the in-memory network: what honest nodes still get, and what it costs them."""
 
+import attrs
 import pytest
 import trio
 from swarms import Attacker, Swarm, closest_nodes, contact, identity, key
@@ -9,8 +10,8 @@ from llamanet.dht.requests import Outcome
 from llamanet.dht.routing import PER_SUBNET_IN_TABLE
 from llamanet.testing.network import MemoryNetwork
 from llamanet.wire.envelope import Network
-from llamanet.wire.record import encode_record, sign_record
-from llamanet.wire.rpc import Address, Contact, FindNode, FindValue, Pong, Store, Values, decode_rpc_untrusted
+from llamanet.wire.record import MAX_RECORD_BYTES, encode_record, is_signed, sign_record
+from llamanet.wire.rpc import Address, Contact, FindNode, FindValue, Pong, Refused, Store, Values, decode_rpc_untrusted
 
 FLOOD_S = 10
 HONEST_RATE = 20
@@ -131,3 +132,135 @@ async def test_one_subnet_has_one_vote_on_our_address(autojump_clock, nursery):
     for number in range(50):
         vote(f"7.7.7.{number + 1}", "6.6.6.6", 10 + number)
     assert node.observed_hosts() == ("8.8.4.1", "6.6.6.6")
+
+
+async def ask_for_token(swarm, attacker, victim, name):
+    """The token that `victim` gives the attacker for a key."""
+    find = FindValue(transaction=bytes(8), client=True, key=key(name))
+    attacker.send(swarm, victim, attacker.seal(victim, find, pad_to=320))
+    await trio.sleep(1)
+    values = decode_rpc_untrusted(attacker.envelope.open_untrusted(attacker.received[-1]).payload)
+    assert isinstance(values, Values)
+    return values.token
+
+
+def signed_by(publisher, name, now, *, value=b"v"):
+    return sign_record(publisher, Network(), key=key(name), sequence=1, issued_at=int(now), lifetime=600, value=value)
+
+
+def store(token, encoded):
+    return Store(transaction=bytes(8), client=True, token=token, record=encoded)
+
+
+async def test_a_token_is_good_for_its_maker_and_its_key_only(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(3)
+    victim, attacker = nodes[0], Attacker(swarm)
+    record = encode_record(signed_by(attacker.identity, "x", victim.config.wall_clock()))
+    foreign = [await ask_for_token(swarm, attacker, nodes[1], "x"), await ask_for_token(swarm, attacker, victim, "y")]
+    for token in foreign:
+        attacker.send(swarm, victim, attacker.seal(victim, store(token, record)))
+        await trio.sleep(1)
+        reply = decode_rpc_untrusted(attacker.envelope.open_untrusted(attacker.received[-1]).payload)
+        assert isinstance(reply, Refused)
+        assert reply.reason == "token"
+    assert victim.health().stored_records == 0
+
+
+async def test_what_is_too_large_is_dropped(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(3)
+    victim, attacker = nodes[0], Attacker(swarm)
+    token = await ask_for_token(swarm, attacker, victim, "x")
+    record = signed_by(attacker.identity, "x", victim.config.wall_clock())
+    oversize = encode_record(attrs.evolve(record, value=bytes(400 - len(encode_record(record)) + 8)))
+    assert len(oversize) > MAX_RECORD_BYTES
+    before, answers = victim.health().drops, len(attacker.received)
+    attacker.send(swarm, victim, attacker.seal(victim, store(token, oversize)))
+    attacker.send(swarm, victim, attacker.seal(victim, store(token, encode_record(record))) + bytes(1000))
+    await trio.sleep(1)
+    drops = victim.health().drops
+    assert drops["message"] - before["message"] == 1
+    assert drops["header"] - before["header"] == 1
+    assert len(attacker.received) == answers
+    assert victim.health().stored_records == 0
+
+
+async def test_a_holder_that_tells_forged_records_costs_its_readers_a_signature_an_answer(
+    autojump_clock, nursery, monkeypatch
+):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(20)
+    record = (await nodes[3].publish(key("x"), b"v", lifetime=600)).record
+    liars = closest_nodes([node for node in nodes if node is not nodes[3]], key("x"), 4)
+    reader = closest_nodes(nodes, key("x"), 20)[-1]
+    honest = liars[0]._overlay._handlers.answer
+
+    def lie(request, asker, *, now, wall_now, room):
+        if not isinstance(request, FindValue):
+            return honest(request, asker, now=now, wall_now=wall_now, room=room)
+        forged = [attrs.evolve(record, sequence=10**15 + lie.count + n) for n in range(3)]
+        lie.count += 3
+        return Values(
+            transaction=request.transaction,
+            observed=asker.address,
+            token=bytes(8),
+            records=tuple(map(encode_record, forged)),
+            total=2**31,
+            next_cursor=lie.count,
+            contacts=(),
+        )
+
+    lie.count = 0
+    for liar in liars:
+        liar._overlay._handlers = type("Liar", (), {"answer": staticmethod(lie)})()
+    verified = []
+
+    def counted(candidate, network):
+        verified.append(candidate)
+        return is_signed(candidate, network)
+
+    monkeypatch.setattr("llamanet.dht.search.is_signed", counted)
+    assert await reader.get(key("x")) == [record]
+    assert len(verified) <= len(liars) + 1
+
+
+async def test_a_flood_of_stores_costs_bounded_signatures_and_is_not_felt(autojump_clock, nursery, monkeypatch):
+    swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.005, 0.01)))
+    nodes = await swarm.start_many(6)
+    victim, honest = nodes[2], nodes[4]
+    attacker = Attacker(swarm, "8.8.8.8")
+    token = await ask_for_token(swarm, attacker, victim, "x")
+    forged = attrs.evolve(signed_by(attacker.identity, "x", victim.config.wall_clock()), value=b"w")
+    datagram = attacker.seal(victim, store(token, encode_record(forged)))
+    verified = []
+    monkeypatch.setattr("llamanet.dht.handlers.is_signed", lambda record, network: bool(verified.append(record)))
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as inner:
+            inner.start_soon(flood, swarm, victim, datagram, [attacker.address], 100 * HONEST_RATE)
+            times = await ping_victim(honest, victim, swarm.addresses[victim])
+            scope.cancel()
+    assert sorted(times)[int(0.99 * len(times))] <= 0.02
+    assert 1000 < len(verified) <= HOST_BURST + HOST_RATE * (FLOOD_S + 5)
+    assert victim.health().stored_records == 0
+
+
+async def test_a_subnet_of_publishers_displaces_nobody_under_a_key(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    first = await swarm.start(0, address=Address("8.8.4.1", 1))
+    first._store._max_publishers_per_key = 20
+    honest = [await swarm.start(n, bootstrap=[first], address=Address(f"9.9.{n}.1", 1)) for n in range(1, 7)]
+    for node in honest:
+        await node.wait_joined()
+        await node.publish(key("x"), b"honest", lifetime=600)
+    attacker = Attacker(swarm, "6.6.6.6")
+    token = await ask_for_token(swarm, attacker, first, "x")
+    for number in range(1000, 1300):
+        record = encode_record(signed_by(identity(number), "x", first.config.wall_clock(), value=b"sybil"))
+        attacker.send(swarm, first, attacker.seal(first, store(token, record)))
+        await trio.sleep(0.01)
+    kept = first._store.records_of(key("x"), first.config.wall_clock())
+    assert {record.publisher for record in kept if record.value == b"honest"} == {
+        node.identity.node_id for node in honest
+    }
+    assert 6 < len(kept) <= 20

@@ -102,6 +102,7 @@ def _rpc() -> Any:
         (rpc.FindValue(**asks, key=facts.key_of("all_nodes")), 320),
         (rpc.FindValue(**asks, key=facts.key_of("all_nodes"), cursor=0xDEADBEEF), 0),
         (rpc.Store(**asks, token=TOKEN, record=encode_record(record)), 0),
+        (rpc.Store(**asks, token=TOKEN, record=encode_record(record), cache=True), 0),
         (rpc.Pong(**tells), 0),
         (rpc.Pong(transaction=TRANSACTION, observed=V6, draining=True, version="0.1.0", models=(state,)), 0),
         (rpc.Nodes(**tells, token=TOKEN, contacts=CONTACTS), 0),
@@ -113,11 +114,12 @@ def _rpc() -> Any:
                 total=3,
                 next_cursor=0x1234,
                 contacts=CONTACTS[:1],
+                publishers=3,
             ),
             0,
         ),
         (rpc.Values(**tells, token=TOKEN, records=(), total=0, next_cursor=None, contacts=()), 0),
-        (rpc.Stored(**tells), 0),
+        (rpc.Stored(**tells, publishers=10_000), 0),
         (rpc.Refused(**tells, reason="a newer record is stored", newer=encode_record(record)), 0),
     ]
     return [

@@ -71,13 +71,13 @@ def _examples() -> tuple[list[Any], list[Any], list[Any]]:
         rpc.Ping(transaction=t, client=True, model="m"),
         rpc.FindNode(transaction=t, client=False, target=bytes(32)),
         rpc.FindValue(transaction=t, client=False, key=bytes(32), cursor=7),
-        rpc.Store(transaction=t, client=False, token=t, record=bytes(50)),
+        rpc.Store(transaction=t, client=False, token=t, record=bytes(50), cache=True),
         rpc.Pong(transaction=t, observed=other, draining=True, version="1", models=(state, state)),
         rpc.Nodes(transaction=t, observed=address, token=t, contacts=contacts),
         rpc.Values(
             transaction=t, observed=address, token=t, records=(b"a", b"b"), total=9, next_cursor=None, contacts=contacts
         ),
-        rpc.Stored(transaction=t, observed=address),
+        rpc.Stored(transaction=t, observed=address, publishers=10_000),
         rpc.Refused(transaction=t, observed=address, reason="far", newer=bytes(3)),
     ]
     client = [

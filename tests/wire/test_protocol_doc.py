@@ -105,12 +105,12 @@ NAMES = {
     1: ["Ping", "transaction", "client", "model"],
     2: ["FindNode", "transaction", "client", "target"],
     3: ["FindValue", "transaction", "client", "key", "cursor"],
-    4: ["Store", "transaction", "client", "token", "record"],
+    4: ["Store", "transaction", "client", "token", "record", "cache"],
     129: ["Pong", "transaction", "observed", "draining", "version", "models"],
     130: ["Nodes", "transaction", "observed", "token", "contacts"],
-    131: ["Values", "transaction", "observed", "token", "records", "total", "next_cursor", "contacts"],
-    132: ["Stored", "transaction", "observed"],
-    133: ["Refused", "transaction", "observed", "reason", "newer"],
+    131: ["Values", "transaction", "observed", "token", "records", "total", "next_cursor", "contacts", "publishers"],
+    132: ["Stored", "transaction", "observed", "publishers"],
+    133: ["Refused", "transaction", "observed", "reason", "newer", "publishers"],
 }
 STATE = ["name", "running", "waiting", "slots", "tokens_per_second", "prefill_tokens_per_second", "ttft_s", "n_ctx"]
 

@@ -22,12 +22,12 @@ GOOD = {
     "Ping": [1, T, True, "m"],
     "FindNode": [2, T, False, bytes(32)],
     "FindValue": [3, T, False, bytes(32), 7],
-    "Store": [4, T, False, T, bytes(50)],
+    "Store": [4, T, False, T, bytes(50), True],
     "Pong": [129, T, V4, True, "1.0", [STATE]],
     "Nodes": [130, T, V6, T, [CONTACT]],
-    "Values": [131, T, V4, T, [b"record"], 9, None, [CONTACT]],
-    "Stored": [132, T, V4],
-    "Refused": [133, T, V4, "far", b"record"],
+    "Values": [131, T, V4, T, [b"record"], 9, None, [CONTACT], 9],
+    "Stored": [132, T, V4, 9],
+    "Refused": [133, T, V4, "far", b"record", 9],
 }
 
 
@@ -55,7 +55,7 @@ def test_unknown_entries_at_the_end_are_ignored(name):
     assert decode_rpc_untrusted(msgpack.packb([*plain, ["new"], {"a": None}]) + bytes(9)) == message
 
 
-OPTIONAL = {"Ping": 1, "FindValue": 1, "Pong": 3, "Refused": 1}
+OPTIONAL = {"Ping": 1, "FindValue": 1, "Store": 1, "Pong": 3, "Values": 1, "Stored": 1, "Refused": 2}
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -91,11 +91,17 @@ BAD_CONTACTS = [
 ]
 KEY = [bytes(31), bytes(33), "x" * 32, None]
 CURSOR = ([None, 0, 2**32 - 1], [-1, 2**32, 1.0, "1", True])
+PUBLISHERS = ([0, 2**31], [-1, 2**31 + 1, None, 1.0, True])
 BOUNDS = {
     "Ping": [*REQUEST, (3, "model", [None, "", "é" * 96], ["x" * 97, b"m", 1])],
     "FindNode": [*REQUEST, (3, "target", [], KEY)],
     "FindValue": [*REQUEST, (3, "key", [], KEY), (4, "cursor", *CURSOR)],
-    "Store": [*REQUEST, TOKEN, (4, "record", [b"", bytes(400)], [bytes(401), "", None])],
+    "Store": [
+        *REQUEST,
+        TOKEN,
+        (4, "record", [b"", bytes(400)], [bytes(401), "", None]),
+        (5, "cache", [True, False], [0, 1, None]),
+    ],
     "Pong": [
         *REPLY,
         (3, "draining", [True, False], [1, None]),
@@ -110,12 +116,14 @@ BOUNDS = {
         (5, "total", [0, 2**31], [-1, 2**31 + 1, None, 1.0]),
         (6, "next_cursor", *CURSOR),
         (7, "contacts", [[], [CONTACT] * 16], BAD_CONTACTS),
+        (8, "publishers", *PUBLISHERS),
     ],
-    "Stored": REPLY,
+    "Stored": [*REPLY, (3, "publishers", *PUBLISHERS)],
     "Refused": [
         *REPLY,
         (3, "reason", ["", "é" * 64], ["x" * 65, None]),
         (4, "newer", [None, bytes(400)], [bytes(401), ""]),
+        (5, "publishers", *PUBLISHERS),
     ],
 }
 

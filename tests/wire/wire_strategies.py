@@ -39,6 +39,7 @@ model_states = st.builds(
     ttft_s=single_floats,
     n_ctx=st.integers(0, 2**40),
 )
+publishers = st.integers(0, 2**31)
 rpcs = st.one_of(
     st.builds(rpc.Ping, transaction=transactions, client=st.booleans(), model=st.none() | model_names),
     st.builds(rpc.FindNode, transaction=transactions, client=st.booleans(), target=binary(32)),
@@ -49,7 +50,14 @@ rpcs = st.one_of(
         key=binary(32),
         cursor=st.none() | st.integers(0, 2**32 - 1),
     ),
-    st.builds(rpc.Store, transaction=transactions, client=st.booleans(), token=tokens, record=st.binary(max_size=400)),
+    st.builds(
+        rpc.Store,
+        transaction=transactions,
+        client=st.booleans(),
+        token=tokens,
+        record=st.binary(max_size=400),
+        cache=st.booleans(),
+    ),
     st.builds(
         rpc.Pong,
         transaction=transactions,
@@ -68,14 +76,16 @@ rpcs = st.one_of(
         total=st.integers(0, 2**31),
         next_cursor=st.none() | st.integers(0, 2**32 - 1),
         contacts=contact_lists,
+        publishers=publishers,
     ),
-    st.builds(rpc.Stored, transaction=transactions, observed=addresses),
+    st.builds(rpc.Stored, transaction=transactions, observed=addresses, publishers=publishers),
     st.builds(
         rpc.Refused,
         transaction=transactions,
         observed=addresses,
         reason=valid_text(0, 64),
         newer=st.none() | st.binary(max_size=400),
+        publishers=publishers,
     ),
 )
 

@@ -1,0 +1,72 @@
+"""Who publishes under a name of any size: read from its root while that is small, and from its shards beyond.
+
+A name with few publishers costs what one key costs. A reader of a large one asks some random shards at once, each for a
+share of what it wants: every holder of a shard has all of the shard's publishers, so each of them is as likely to be
+told as another, and no holder is asked more than another.
+"""
+
+from collections.abc import Sequence
+
+import trio
+
+from llamanet.dht.service import Dht
+from llamanet.dht.shards import Crowd, read_depth, shard_name
+from llamanet.wire.facts import key_of
+from llamanet.wire.identity import NodeId
+from llamanet.wire.record import Record
+
+SAMPLED_SHARDS = 8
+SHARDS_AT_ONCE = 8
+SHARD_LIMIT = 500
+
+
+async def sample(dht: Dht, name: str, limit: int) -> Sequence[Record]:
+    """The current records of `limit` publishers of `name`, each as likely as another; of all, if there are fewer."""
+    root, depth = await _read_root(dht, name, limit)
+    if not depth:
+        return root
+    prefixes = dht.rng.sample(range(2**depth), min(2**depth, SAMPLED_SHARDS))
+    shards = [shard_name(name, prefix, depth) for prefix in prefixes]
+    found = await _read_shards(dht, shards, each=-(-limit // len(shards)), limit=limit)
+    return _filled_up(found, root, limit)
+
+
+async def everyone(dht: Dht, name: str, limit: int) -> Sequence[Record]:
+    """The current records of all publishers of `name`, up to `limit`."""
+    root, depth = await _read_root(dht, name, limit)
+    if not depth:
+        return root
+    shards = [shard_name(name, prefix, depth) for prefix in range(2**depth)]
+    dht.rng.shuffle(shards)
+    found = await _read_shards(dht, shards, each=min(limit, SHARD_LIMIT), limit=limit)
+    return _filled_up(found, root, limit)
+
+
+async def _read_root(dht: Dht, name: str, limit: int) -> tuple[list[Record], int]:
+    """What the root told, up to `limit`, and the depth at which the shards have all publishers (0: the root has)."""
+    crowd = Crowd()
+    records = await dht.get(key_of(name), limit=limit, crowd=crowd)
+    return records, read_depth(crowd.publishers)
+
+
+async def _read_shards(dht: Dht, shards: Sequence[str], *, each: int, limit: int) -> dict[NodeId, Record]:
+    """Up to `each` records of every shard, until there are `limit`."""
+    found: dict[NodeId, Record] = {}
+    waiting = list(reversed(shards))
+
+    async def read_some() -> None:
+        while waiting and len(found) < limit:
+            for record in await dht.get(key_of(waiting.pop()), limit=each):
+                found[record.publisher] = record
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(min(SHARDS_AT_ONCE, len(shards))):
+            nursery.start_soon(read_some)
+    return found
+
+
+def _filled_up(found: dict[NodeId, Record], root: Sequence[Record], limit: int) -> list[Record]:
+    """What was found, and of the root's sample what is missing: shards that liars invented are empty."""
+    for record in root:
+        found.setdefault(record.publisher, record)
+    return list(found.values())[:limit]
