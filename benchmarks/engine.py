@@ -168,6 +168,29 @@ class Bench:
             ),
         ]
 
+    async def burst(self) -> list[Case]:
+        """Time until all of eight questions that come together have their first token; one long prompt precedes each."""
+        rounds, count = (1, 8) if self.quick else (5, 8)
+        seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+        for number in range(rounds):
+            for name, server in (("ours", self.ours), ("peer", self.peer)):
+                system = f"{number} {name}: {words(self.random, SYSTEM_TOKENS)}"
+                answers = await ask_all(
+                    server, [f"{system}\nQuestion {n}: what is {WORDS[n]}?" for n in range(count)], 2
+                )
+                seconds[name].append(max(answer.ttft for answer in answers))
+        return [
+            Case(
+                name="8 at once with a new system prompt in common: last TTFT / llama-server",
+                value=statistics.median(seconds["ours"]) / statistics.median(seconds["peer"]),
+                unit="of its time",
+                better="lower",
+                target=1.0,
+                ours=spread(seconds["ours"], "s"),
+                peer=spread(seconds["peer"], "s"),
+            )
+        ]
+
     async def multi_turn(self) -> list[Case]:
         """Tokens that a turn of a conversation computes, beyond those that are new in it."""
         turns = 3 if self.quick else 8
@@ -491,7 +514,14 @@ async def _measure(quick: bool) -> list[Case]:
             bench = Bench(Ours(swarm), peer, single, node, quick=quick)
             for server in (bench.ours, peer, single):
                 await server.ask("Count: 1, 2,", 4)
-            for case in (bench.streams, bench.shared_prefix, bench.multi_turn, bench.mixed, bench.short_requests):
+            for case in (
+                bench.streams,
+                bench.shared_prefix,
+                bench.burst,
+                bench.multi_turn,
+                bench.mixed,
+                bench.short_requests,
+            ):
                 cases += await case()
     return [
         *cases,

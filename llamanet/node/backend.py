@@ -4,7 +4,7 @@ A backend holds the memory of `slots` sequences, each up to `n_ctx` tokens long.
 when; a backend only does it. Rules:
 - `tokenize`, `piece`, `is_end` and `check_grammar` may be called from any thread at any time. All else is called from
   one thread only.
-- A slot's memory grows by `decode` at its end only, and shrinks by `forget`; `copy` replaces it.
+- A slot's memory grows by `decode` at its end only, and shrinks by `forget`; `copy` and `move` replace it.
 - What `draw` returns depends on the slot's tokens so far, its sampling, and (seed, position), and on nothing else.
 """
 
@@ -95,6 +95,9 @@ class Backend(Protocol):
 
     def copy(self, source: int, slot: int) -> None:
         """Have `slot` remember what `source` remembers, and nothing else."""
+
+    def move(self, slot: int, target: int) -> None:
+        """Have `target`, for which nothing was begun, go on as `slot` would; `slot` remembers nothing then."""
 
     def decode(self, chunks: Sequence[Chunk]) -> None:
         """Compute the chunks, at most `n_batch` tokens together. Raises `BackendError`."""

@@ -171,6 +171,8 @@ class EngineCore:
                 self._fail(sequence, "slow_reader", message)
         while admitted := self._scheduler.admit():
             self._admit(*admitted, now)
+        if move := self._scheduler.move():
+            self.backend.move(move.slot, move.target)
         embedded, self._embedded = self._embedded, 0
         return self._scheduler.plan(spent=embedded)
 

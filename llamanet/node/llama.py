@@ -163,6 +163,12 @@ class LlamaBackend:
         lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
         lib.llama_memory_seq_cp(self._memory, source, slot, -1, -1)
 
+    def move(self, slot: int, target: int) -> None:
+        """As `Backend.move`."""
+        self.copy(slot, target)
+        lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        self._samplers[target] = self._samplers.pop(slot)
+
     def decode(self, chunks: Sequence[Chunk]) -> None:
         """As `Backend.decode`."""
         self._outputs = self._batch.fill(chunks)

@@ -9,7 +9,7 @@ of a 135M model), where computing costs that for every few tokens. Rules:
 - It takes over an idle slot that remembers little else. Otherwise the prefix is copied into the least recently used
   idle slot, so that a system prompt or a conversation that others still need stays where it is.
 - A slot's last use is when it was taken, not when it became idle: so requests that come together get neighbouring
-  slots, round after round, and only neighbours are computed in one pass by llama.cpp.
+  slots, round after round, and only neighbours are computed in one pass by llama.cpp (`neighbours.py`).
 - A live slot is never taken or cut.
 - Memory that cannot be cut (a recurrent model's) is reused whole or not at all: a conversation goes on, but two
   questions after one system prompt do not share it.
@@ -83,6 +83,12 @@ class PrefixCache:
             return bool(memories[slot]), self._taken[slot], slot
 
         self._idle = {slot: memories[slot] for slot in sorted(memories, key=order)}
+
+    def move(self, slot: int, target: int) -> None:
+        """The live `slot` is idle and empty now, and the idle `target` live in its place."""
+        del self._idle[target]
+        self._taken[target] = self._taken[slot]
+        self.release(slot, ())
 
     def _common(self, tokens: Sequence[int], memory: Sequence[int]) -> int:
         length = common_prefix(tokens, memory)

@@ -6,6 +6,7 @@ Rules:
   stalls a stream; then prompt chunks, while anyone streams no more of them than the `Pace` allows.
 - The oldest prompt gets at least half of what there is for prompts, so that none starves. The other half goes to the
   prompts with the least to compute first, so that a short one does not wait for a long one.
+- A prompt that begins like one that is being computed waits for the common part, rather than compute it too.
 - A paused sequence keeps its slot and its memory, and is not computed.
 """
 
@@ -15,9 +16,13 @@ from collections.abc import Iterator
 import attrs
 
 from llamanet.node.backend import Chunk
+from llamanet.node.neighbours import Move, next_move
 from llamanet.node.pacing import Pace
-from llamanet.node.prefix_cache import Placement, PrefixCache
+from llamanet.node.prefix_cache import Placement, PrefixCache, common_prefix
 from llamanet.node.sequence import Sequence
+
+LEAST_AWAITED = 64
+"""Tokens in common with a prompt that is being computed, from which on another prompt waits for them."""
 
 
 @attrs.frozen
@@ -54,6 +59,7 @@ class Scheduler:
         """`n_batch` is at least `slots`, so that every stream has its place in every step; `cuts` as in `Backend`."""
         self._n_batch = n_batch
         self._pace = pace
+        self._cuts = cuts
         self._cache = PrefixCache(slots=slots, n_ctx=n_ctx, cuts=cuts)
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
@@ -88,9 +94,12 @@ class Scheduler:
         The sequence counts `reused` tokens as computed. If they cannot be had, the caller sets `computed` to 0 before
         it calls again.
         """
-        if not self._cache.idle or not self.waiting:
+        if not self._cache.idle:
             return None
-        sequence = self.waiting.popleft()
+        sequence = next((sequence for sequence in self.waiting if not self._awaits(sequence)), None)
+        if sequence is None:
+            return None
+        self.waiting.remove(sequence)
         placement = self._cache.take(sequence.tokens, self._live())
         sequence.slot = placement.slot
         sequence.computed = placement.reused
@@ -105,6 +114,17 @@ class Scheduler:
             del self.running[sequence.slot]
             self._cache.release(sequence.slot, sequence.tokens[: sequence.computed])
             sequence.slot = None
+
+    def move(self) -> Move | None:
+        """Bring a running sequence next to the others; None if that would gain nothing. Its slot is changed here."""
+        left = {slot: each.limit - len(each.tokens) for slot, each in self.running.items() if each.paused_at is None}
+        idle = self._cache.idle
+        move = next_move(left, list(idle), [slot for slot, memory in idle.items() if not memory])
+        if move is not None:
+            self._cache.move(move.slot, move.target)
+            self.running = {move.target if slot == move.slot else slot: each for slot, each in self.running.items()}
+            self.running[move.target].slot = move.target
+        return move
 
     def plan(self, *, spent: int = 0) -> Step:
         """The next step; without parts if nothing can be computed.
@@ -127,6 +147,29 @@ class Scheduler:
             parts.append((sequence, _chunk(slot, sequence, size)))
         # llama.cpp computes neighbouring sequences in one pass only if they stand in the batch in the order of slots.
         return Step(sorted(parts, key=lambda part: part[1].slot))
+
+    def _awaits(self, sequence: Sequence) -> bool:
+        """Whether a prompt that is being computed will soon leave more for `sequence` than memory has now."""
+        if sequence.awaited is not None:
+            leader, common = sequence.awaited
+            if leader.slot is not None and leader.paused_at is None and leader.computed < common:
+                return True
+        sequence.awaited = self._leader(sequence)
+        return sequence.awaited is not None
+
+    def _leader(self, sequence: Sequence) -> tuple[Sequence, int] | None:
+        """The running prompt with most in common with `sequence`, and how much; None if it is not worth waiting for."""
+        prompts = [each for each in self.running.values() if each.paused_at is None and each.pending > 1]
+        if not prompts or not self._cuts:
+            return None
+        reusable = sequence.tokens[:-1]
+        common, leader = max(
+            ((common_prefix(reusable, each.tokens[: each.prompt_tokens]), each) for each in prompts),
+            key=lambda found: found[0],
+        )
+        if common - max(leader.computed, self.cached(sequence.tokens)) < LEAST_AWAITED:
+            return None
+        return leader, common
 
     def _live(self) -> dict[int, list[int]]:
         return {slot: sequence.tokens[: sequence.computed] for slot, sequence in self.running.items()}

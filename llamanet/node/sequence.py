@@ -43,6 +43,8 @@ class Sequence:
     paused_at: float | None = None
     """Since when the reader lags too far behind for this sequence to be computed."""
     admitted: float | None = None
+    awaited: "tuple[Sequence, int] | None" = attrs.field(default=None, repr=False)
+    """A running sequence whose prompt begins alike, and for how many tokens: they are copied once it computed them."""
     drew_first: float | None = None
     drew_last: float | None = None
 

@@ -186,6 +186,12 @@ class ScriptedBackend:
         self._memory[slot] = self._memory[source].copy()
         self._oldest[slot] = self._oldest[source]
 
+    def move(self, slot: int, target: int) -> None:
+        """Move a slot's memory and what its draws depend on."""
+        self._memory[target] = self._memory.pop(slot)
+        self._oldest[target] = self._oldest.pop(slot, 0)
+        self._scripts[target] = self._scripts.pop(slot)
+
     def decode(self, chunks: Run[Chunk]) -> None:
         """Check that each chunk goes on where its slot's memory ends, and take the scripted time."""
         for chunk in chunks:

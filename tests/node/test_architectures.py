@@ -15,7 +15,7 @@ from tiny_models import GENERATING
 
 from llamanet.errors import ModelFileError
 from llamanet.node.backend import Chunk
-from llamanet.node.engine import Engine
+from llamanet.node.engine import Engine, Generation
 from llamanet.node.llama import LlamaBackend, LlamaConfig
 from llamanet.wire.inference import ChatMessage, Embed, Embeddings, Failed, Generate, Sampling, Tokens
 
@@ -27,6 +27,12 @@ LENGTH = 12
 
 class IdBackend(LlamaBackend):
     """A prompt is written as its token ids, so that it can hold what was answered before."""
+
+    moves = 0
+
+    def move(self, slot: int, target: int) -> None:
+        IdBackend.moves += 1
+        super().move(slot, target)
 
     def tokenize(self, text: str, *, whole: bool = False) -> list[int]:
         return [int(word) for word in text.split()]
@@ -70,9 +76,28 @@ class Model:
         backend.end(0)
 
 
+async def some_tokens(generation: Generation, count: int) -> list[int]:
+    """The next tokens, `count` or a few more; less at the end."""
+    tokens: list[int] = []
+    async for message in generation:
+        tokens += message.token_ids if isinstance(message, Tokens) else ()
+        if len(tokens) >= count:
+            break
+    return tokens
+
+
+@pytest.fixture
+def slots() -> int:
+    return 3
+
+
 @pytest.fixture(params=[*GENERATING, "gemma3, short memory"])
 async def model(
-    request: pytest.FixtureRequest, nursery: trio.Nursery, tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    nursery: trio.Nursery,
+    tiny: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    slots: int,
 ) -> Any:
     name, _, short = request.param.partition(", ")
     if short:
@@ -85,7 +110,7 @@ async def model(
             return params
 
         monkeypatch.setattr(lib, "llama_context_default_params", short_memory)
-    config = LlamaConfig(model_path=tiny[name], n_ctx=512, n_batch=32, n_parallel=3, n_threads=1)
+    config = LlamaConfig(model_path=tiny[name], n_ctx=512, n_batch=32, n_parallel=slots, n_threads=1)
     engine = await serve(nursery, config, IdBackend)
     anew = IdBackend(config)
     assert anew.cuts == (name not in NO_CUTS)
@@ -128,15 +153,31 @@ async def test_a_copy_of_a_live_memory(model: Model) -> None:
             sampling=Sampling(temperature=0, ignore_eos=True, max_tokens=100),
         )
     )
-    tokens: list[int] = []
-    while len(tokens) < 3:
-        tokens += getattr(await live.receive(), "token_ids", ())
+    tokens = await some_tokens(live, 3)
     for shared in (300, 270, 20):
         await model.check([*prompt[:shared], *model.words(20)])
     async for message in live:
         tokens += message.token_ids if isinstance(message, Tokens) else ()
     assert len(tokens) == 100
     model.compare(prompt, tokens)
+
+
+@pytest.mark.parametrize("slots", [4])
+async def test_a_moved_memory(model: Model) -> None:
+    moves = IdBackend.moves
+    asked, tokens = [], []
+    for id, length in enumerate((400, 5, 400)):
+        prompt = model.words(50)
+        sampling = Sampling(temperature=0, ignore_eos=True, max_tokens=length)
+        generation = model.engine.submit(Generate(id=id, prompt=" ".join(map(str, prompt)), sampling=sampling))
+        asked.append((prompt, generation))
+        tokens.append(await some_tokens(generation, 1))
+    for got, (_, generation) in zip(tokens, asked, strict=True):
+        got += await some_tokens(generation, 50)
+        generation.cancel()
+    assert IdBackend.moves == moves + 1, "the short one is gone, and the others close its gap"
+    for got, (prompt, _) in zip(tokens, asked, strict=True):
+        model.compare(prompt, got)
 
 
 async def test_a_resumed_answer(model: Model) -> None:

@@ -1,8 +1,10 @@
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llamanet.node.detokenize import TextStream
+from llamanet.node.neighbours import Move
 from llamanet.node.pacing import Pace
 from llamanet.node.scheduler import Scheduler
 from llamanet.node.sequence import Sequence
@@ -120,6 +122,86 @@ def test_a_paused_sequence_is_left_out_and_keeps_its_slot() -> None:
     assert list(scheduler.running.values()) == [paused]
 
 
+def alike(serial: int, common: int, prompt: int) -> Sequence:
+    made = sequence(serial, prompt)
+    made.tokens[:common] = range(common)
+    return made
+
+
+def burst(*, n_ctx: int = 1000, slots: int = 4) -> Scheduler:
+    return Scheduler(slots=slots, n_ctx=n_ctx, n_batch=100, pace=Pace(0.15, 100))
+
+
+def test_of_prompts_that_begin_alike_one_is_computed_and_the_others_wait_for_the_common_part() -> None:
+    scheduler = burst()
+    first, second, other = alike(0, 200, 250), alike(1, 200, 220), sequence(2, 30)
+    for each in (first, second, other):
+        scheduler.add(each)
+    assert admit(scheduler) == [first, other], "whoever waits for others does not hold up the rest"
+    first.computed = 199
+    assert admit(scheduler) == []
+    first.computed = 230
+    assert admit(scheduler) == [second]
+    assert second.computed == 200
+
+
+def test_a_few_tokens_in_common_are_not_waited_for() -> None:
+    scheduler = burst()
+    first, second = alike(0, 63, 250), alike(1, 63, 220)
+    scheduler.add(first)
+    scheduler.add(second)
+    assert admit(scheduler) == [first, second]
+
+
+def test_what_memory_holds_already_is_not_waited_for() -> None:
+    scheduler = burst()
+    before = alike(0, 200, 200)
+    scheduler.add(before)
+    admit(scheduler)
+    before.computed = 200
+    scheduler.remove(before)
+    first, second = alike(1, 200, 250), alike(2, 200, 220)
+    scheduler.add(first)
+    scheduler.add(second)
+    assert admit(scheduler) == [first, second]
+    assert (first.computed, second.computed) == (200, 200)
+
+
+@pytest.mark.parametrize("fate", ["gone", "paused"])
+def test_nobody_waits_for_a_prompt_that_does_not_get_on(fate: str) -> None:
+    scheduler = burst()
+    first, second = alike(0, 200, 250), alike(1, 200, 220)
+    scheduler.add(first)
+    scheduler.add(second)
+    assert admit(scheduler) == [first]
+    first.computed = 100
+    if fate == "gone":
+        scheduler.remove(first)
+    else:
+        first.paused_at = 1.0
+    assert admit(scheduler) == [second]
+    assert second.computed == 100
+
+
+def test_a_gap_between_slots_is_closed() -> None:
+    scheduler = make(slots=4, n_batch=8)
+    first, second, third = sequences = [sequence(serial, 3) for serial in range(3)]
+    for each in sequences:
+        scheduler.add(each)
+    admit(scheduler)
+    for each in sequences:
+        each.computed = 2
+    assert scheduler.move() is None
+    scheduler.remove(second)
+    assert scheduler.move() == Move(0, 3)
+    assert (first.slot, third.slot) == (3, 2)
+    assert list(scheduler.running.items()) == [(3, first), (2, third)], "the order of admission stays"
+    assert [chunk.slot for chunk in scheduler.plan().chunks] == [2, 3]
+    assert scheduler.cached([*first.tokens, 7]) == 2
+    assert scheduler.memory_tokens == 6
+    assert scheduler.move() is None
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Any order of arrivals, steps, pauses and departures, against what must hold in all of them."""
 
@@ -141,6 +223,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         admitted = admit(self.scheduler)
         assert admitted == waiting[: len(admitted)]
         prompts = [s for s in self.scheduler.running.values() if s.pending > 1 and s.paused_at is None]
+        if move := self.scheduler.move():
+            assert move.slot not in self.scheduler.running
         plan = self.scheduler.plan()
         assert plan.tokens <= 7
         if prompts:
