@@ -11,7 +11,7 @@ join, and upkeep goes on for 10 minutes; they have an address in 40 subnets, or 
 import hashlib
 
 from report import Case, main
-from simulated_keys import key, percentile
+from simulated import key, percentile
 
 from llamanet.testing.adversaries import add_sybils, corrupt
 from llamanet.testing.simulator import Simulation

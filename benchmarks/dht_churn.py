@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import attrs
 from report import Case, main
-from simulated_keys import key, percentile
+from simulated import key, percentile
 
 from llamanet.testing.churn import Churn
 from llamanet.testing.simulator import Found, SimulatedNode, Simulation

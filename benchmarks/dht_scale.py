@@ -15,15 +15,13 @@ nodes silently dead after the records were stored. The full run draws docs/dht_s
 import gc
 import heapq
 import math
-import resource
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import attrs
 from report import ROOT, Case, main
-from simulated_keys import key, percentile
+from simulated import key, percentile, resident_bytes
 
 from llamanet.dht.distance import number_of
 from llamanet.testing.simulator import Found, Put, SimulatedNode, Simulation
@@ -64,10 +62,6 @@ class Grown:
     @property
     def read_requests(self) -> float:
         return statistics.mean(read.requests for read in self.reads)
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def rounds_to(sim: Simulation, reader: SimulatedNode, target: bytes) -> int:
