@@ -26,6 +26,7 @@ from llamanet.client.strategy import STRATEGIES, check_strategy
 from llamanet.dht.service import Dht, DhtConfig, serve_dht
 from llamanet.errors import ungrouped
 from llamanet.wire.envelope import Network
+from llamanet.wire.facts import announced_hosts
 from llamanet.wire.identity import Identity
 from llamanet.wire.rpc import Address, ModelState
 
@@ -94,7 +95,7 @@ class Swarm:
             port=dht_port,
             bootstrap=as_peers(bootstrap_nodes),
             network=Network(swarm_key=as_swarm_key(swarm_key, swarm_key_file)),
-            announce=(announce,) if announce else (),
+            announce=announced_hosts(announce),
             client_mode=True,
         )
         self._min_tps = min_tps

@@ -62,7 +62,9 @@ def choice(name: str, allowed: Sequence[str], help: str) -> Callable[[F], F]:
 )
 @number("n_parallel", int, "Slots: requests that run at the same time, for each model.")
 @number("n_threads", int, "Threads that compute.", default="physical cores")
-@setting("announce", metavar="HOST", show_default="as peers observe it", help="The host that others reach the node by.")
+@setting(
+    "announce", metavar="HOST,...", show_default="as peers observe it", help="The hosts that others reach the node by."
+)
 @setting("data_dir", type=click.Path(path_type=Path), metavar="DIR", help="Where keys and known peers are kept.")
 @log_settings("info")
 @setting("no_tls", is_flag=True, help="Serve plain ws://, for a trusted network or behind a proxy.")

@@ -26,6 +26,7 @@ from llamanet.wire.facts import (
     ALL_NODES,
     NodeFacts,
     ServiceFacts,
+    announced_hosts,
     encode_facts,
     is_model_key_name,
     key_of,
@@ -81,7 +82,7 @@ class Announcer:
     ) -> None:
         """`describe(hosts)` is called for each announcement; `hosts` are what `Announcer.hosts` says.
 
-        `announce` is the host that others reach the node by, if somebody said so; `bound_host` the address that its
+        `announce` are the hosts that others reach the node by, if somebody said so; `bound_host` the address that its
         endpoint listens on; `heartbeat_interval` is in seconds.
         """
         self._dht = dht
@@ -109,7 +110,7 @@ class Announcer:
     def hosts(self) -> tuple[str, ...]:
         """The hosts that others can reach the node by, best first."""
         if self._announce is not None:
-            return (self._announce,)
+            return announced_hosts(self._announce)
         return self._dht.observed_hosts() or self._local_hosts
 
     async def serve(self) -> None:

@@ -15,7 +15,7 @@ import attrs
 
 from llamanet.errors import UserError
 from llamanet.node.gguf import model_name
-from llamanet.wire.facts import MAX_LABEL
+from llamanet.wire.facts import MAX_HOSTS, MAX_LABEL, announced_hosts
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
@@ -80,8 +80,10 @@ def _host(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
 
 
 def _announced_host(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-    if not is_host(value) or len(value) > MAX_ANNOUNCED_HOST:
-        raise _refuse(attribute, value, f"an IP address or a host name of at most {MAX_ANNOUNCED_HOST} characters")
+    hosts = announced_hosts(value)
+    if not 0 < len(hosts) <= MAX_HOSTS or not all(map(is_host, hosts)) or len(value) > MAX_ANNOUNCED_HOST:
+        wanted = f"one to {MAX_HOSTS} IP addresses or host names with commas between, {MAX_ANNOUNCED_HOST} characters"
+        raise _refuse(attribute, value, f"{wanted} at most")
 
 
 def _label(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
@@ -138,7 +140,7 @@ class NodeConfig:
     n_threads: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole(1, 1024)))
     """None: one for each physical core."""
     announce: str | None = attrs.field(default=None, validator=attrs.validators.optional(_announced_host))
-    """The host that others reach the node by; None: the address that peers observe."""
+    """The hosts that others reach the node by, best first, with commas between; None: the one that peers observe."""
     data_dir: Path | None = None
     """Where keys and contacts are kept; None: the platform's place for them."""
     log_level: str = attrs.field(default="info", validator=_one_of(*LOG_LEVELS))

@@ -32,7 +32,7 @@ from llamanet.node.gguf import check_model_file, check_model_layout, file_digest
 from llamanet.node.tls import server_tls
 from llamanet.node.worker import ThreadWorker, Worker
 from llamanet.wire.envelope import Network
-from llamanet.wire.facts import NodeFacts, ServiceFacts
+from llamanet.wire.facts import NodeFacts, ServiceFacts, announced_hosts
 from llamanet.wire.identity import Identity, short_name
 from llamanet.wire.inference import MAX_MODEL_NAME
 from llamanet.wire.rpc import Address, ModelState
@@ -275,7 +275,7 @@ async def _serve_node(config: NodeConfig, held: contextlib.ExitStack, task_statu
         port=config.dht_port,
         bootstrap=config.bootstrap_nodes,
         network=Network(swarm_key=swarm_key),
-        announce=(config.announce,) if config.announce else (),
+        announce=announced_hosts(config.announce),
         contacts_path=data_dir / f"contacts-{config.dht_port}" if fixed else None,
     )
     sock = held.enter_context(await bind(bind_to, config.port))

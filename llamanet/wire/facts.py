@@ -105,6 +105,11 @@ class NodeFacts:
     draining: bool = wire_field(boolean, default=False)
 
 
+def announced_hosts(announce: str | None) -> tuple[str, ...]:
+    """The hosts of a setting such as "192.0.2.7" or "192.0.2.7, 2001:db8::7"; none of None."""
+    return tuple(filter(None, map(str.strip, (announce or "").split(","))))
+
+
 def encode_facts(facts: ServiceFacts | NodeFacts) -> bytes:
     """A record's value. What does not fit is left out from the end: model names, then further hosts.
 

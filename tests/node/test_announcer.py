@@ -16,8 +16,10 @@ from llamanet.wire.facts import (
     decode_node_facts_untrusted,
     decode_service_facts_untrusted,
     key_of,
+    model_key_name,
 )
 from llamanet.wire.identity import Identity
+from llamanet.wire.record import MAX_RECORD_BYTES, encode_record
 
 EPOCH = 1_900_000_000.0
 
@@ -208,3 +210,16 @@ def test_a_wildcard_becomes_an_address():
     for host in ("0.0.0.0", "::"):
         [told] = local_hosts(host)
         assert told not in ("0.0.0.0", "::", "")
+
+
+async def test_a_node_may_be_announced_at_several_addresses(autojump_clock, nursery):
+    """Of both families, say; what does not fit the record is left out from the end."""
+    swarm = Swarm(nursery)
+    dht = await swarm.join()
+    member = Member(dht, "10.0.0.1", announce="192.0.2.7, 2001:db8::7, node.example.org")
+    assert member.announcer.hosts() == ("192.0.2.7", "2001:db8::7", "node.example.org")
+    nursery.start_soon(member.announcer.serve)
+    await trio.sleep(1)
+    [record] = await dht.get(key_of(model_key_name("alpha")))
+    assert decode_service_facts_untrusted(record.value).hosts == member.announcer.hosts()
+    assert len(encode_record(record)) <= MAX_RECORD_BYTES
