@@ -1,0 +1,177 @@
+"""Copies of hot keys near those who ask: what is kept, for how long, and what it saves the holders."""
+
+import math
+
+import pytest
+import trio
+from swarms import EPOCH, Swarm, closest_nodes, contact, identity, key, seeded
+
+from llamanet.dht import search
+from llamanet.dht.distance import distance
+from llamanet.dht.guard import WriteTokens
+from llamanet.dht.handlers import CACHE_S, CACHED_PUBLISHERS, Handlers
+from llamanet.dht.routing import RoutingTable
+from llamanet.dht.storage import RecordStore
+from llamanet.errors import BadMessage
+from llamanet.testing.network import MemoryNetwork
+from llamanet.wire.envelope import MAX_PAYLOAD_BYTES, Network
+from llamanet.wire.record import encode_record, sign_record
+from llamanet.wire.rpc import FindValue, Refused, Store, Stored
+
+ME = identity(1)
+ASKER = contact(7)
+T = bytes(8)
+
+
+@pytest.fixture
+def handlers():
+    handlers = Handlers(
+        own_id=ME.node_id,
+        network=Network(),
+        table=RoutingTable(ME.node_id, k=16),
+        store=RecordStore(secret=b"s"),
+        tokens=WriteTokens(bytes(32)),
+        rng=seeded(1),
+        k=16,
+        version="",
+        live_state=None,
+    )
+    nearer = [peer for peer in map(contact, range(400)) if nearer_than_me(peer)]
+    for peer in nearer[:40]:
+        handlers.table.answered(peer, 0.0)
+        handlers.table.answered(peer, 1000.0)
+    return handlers
+
+
+def nearer_than_me(peer):
+    return distance(peer.node_id, key("k")) < distance(ME.node_id, key("k"))
+
+
+def signed(publisher=2, *, sequence=1, lifetime=600):
+    return sign_record(
+        identity(publisher),
+        Network(),
+        key=key("k"),
+        sequence=sequence,
+        issued_at=int(EPOCH),
+        lifetime=lifetime,
+        value=b"v",
+    )
+
+
+def find(handlers, wall_now=EPOCH):
+    request = FindValue(transaction=T, client=True, key=key("k"))
+    return handlers.answer(request, ASKER, now=2000.0, wall_now=wall_now, room=MAX_PAYLOAD_BYTES)
+
+
+def store(handlers, record, *, cache=True, token=None, wall_now=EPOCH):
+    token = find(handlers).token if token is None else token
+    request = Store(transaction=T, client=True, token=token, record=encode_record(record), cache=cache)
+    return handlers.answer(request, ASKER, now=2000.0, wall_now=wall_now, room=MAX_PAYLOAD_BYTES)
+
+
+def test_a_far_node_keeps_a_copy_for_less_time_the_more_nodes_are_nearer(handlers):
+    refused = store(handlers, signed(), cache=False)
+    assert isinstance(refused, Refused)
+    assert refused.reason == "far"
+    assert isinstance(store(handlers, signed()), Stored)
+    nearer = handlers.table.nodes_within(distance(ME.node_id, key("k")))
+    lifetime = CACHE_S * math.exp(-nearer / 16)
+    assert 1.0 < lifetime < CACHE_S / 2
+    assert find(handlers, EPOCH + lifetime - 0.1).records == (encode_record(signed()),)
+    assert find(handlers, EPOCH + lifetime + 0.1).records == ()
+
+
+def test_a_copy_does_not_outlive_its_record(handlers):
+    record = signed(lifetime=2)
+    store(handlers, record)
+    assert find(handlers, EPOCH + 1.9).records == (encode_record(record),)
+    assert find(handlers, EPOCH + 2.0).records == ()
+    expired = store(handlers, record, wall_now=EPOCH + 3)
+    assert isinstance(expired, Refused)
+    assert expired.reason == "time"
+
+
+def test_a_copy_is_no_replica(handlers):
+    store(handlers, signed())
+    assert (handlers.store.records, handlers.store.bytes) == (0, 0)
+    assert store(handlers, signed(3)).publishers == 0, "of what it holds for the key itself"
+
+
+def test_what_is_held_is_told_before_any_copy(handlers):
+    store(handlers, signed(2))
+    held = signed(3)
+    handlers.store.put(held, encode_record(held), b"", EPOCH)
+    assert find(handlers).records == (encode_record(held),)
+
+
+def test_a_copy_needs_a_token_and_a_signature(handlers):
+    refused = store(handlers, signed(), token=bytes(8))
+    assert isinstance(refused, Refused)
+    assert refused.reason == "token"
+    handlers.network = Network("another")
+    with pytest.raises(BadMessage):
+        store(handlers, signed())
+
+
+def test_copies_are_bounded(handlers):
+    for publisher in range(2, 30):
+        store(handlers, signed(publisher))
+    assert len(handlers.cache) <= CACHED_PUBLISHERS
+
+
+SMALL = {"k": 4, "alpha": 1, "replicas": 2}
+"""Settings with which a lookup among few nodes passes some that are no holders."""
+
+
+async def hot_key(swarm):
+    """60 nodes, and the name of a key that the bootstrap peer does not hold, with one publisher."""
+    nodes = await swarm.start_many(60, **SMALL)
+    await trio.sleep(40)
+    name = next(name for name in map(str, range(1000)) if nodes[0] not in closest_nodes(nodes, key(name), 20))
+    await nodes[0].publish(key(name), b"v", lifetime=600)
+    return nodes, key(name)
+
+
+async def read_by_newcomers(swarm, nodes, hot, count, *, limit):
+    """Clients that know one node each read the key, one after the other."""
+    for number in range(count):
+        peer = nodes[number % len(nodes)]
+        client = await swarm.start(1000 * limit + number, bootstrap=[peer], client_mode=True, **SMALL)
+        await client.wait_joined()
+        assert [record.value for record in await client.get(hot, limit=limit)] == [b"v"]
+    await trio.sleep(1)
+
+
+async def served_by_holders():
+    """How many requests the two holders of a key answer while 180 newcomers read it."""
+    async with trio.open_nursery() as nursery:
+        swarm = Swarm(nursery, MemoryNetwork(seed=3, delay=(0.005, 0.01)))
+        nodes, hot = await hot_key(swarm)
+        holders = [node for node in nodes if node.health().stored_records]
+        before = sum(node.health().requests_served for node in holders)
+        await read_by_newcomers(swarm, nodes, hot, 180, limit=1)
+        served = sum(node.health().requests_served for node in holders) - before
+        assert [node for node in nodes if node.health().stored_records] == holders
+        nursery.cancel_scope.cancel()
+    return served
+
+
+async def test_the_load_of_a_key_that_many_read_spreads(autojump_clock, monkeypatch):
+    with_copies = await served_by_holders()
+    monkeypatch.setattr(search, "CACHED_PUBLISHERS", 0)
+    assert with_copies < 0.6 * await served_by_holders()
+
+
+async def test_a_copy_is_left_with_one_that_is_no_holder_by_who_found_all_that_it_wanted(autojump_clock, nursery):
+    swarm = Swarm(nursery, MemoryNetwork(seed=3, delay=(0.005, 0.01)))
+    nodes, hot = await hot_key(swarm)
+
+    def with_copies():
+        return {node for node in nodes if len(node._overlay._handlers.cache)}
+
+    await read_by_newcomers(swarm, nodes, hot, 20, limit=64)
+    assert with_copies() == set(), "who wants more than there is asks all holders anyway"
+    await read_by_newcomers(swarm, nodes[20:], hot, 20, limit=1)
+    assert with_copies()
+    assert with_copies().isdisjoint(closest_nodes(nodes, hot, 2))
