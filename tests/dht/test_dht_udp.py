@@ -176,3 +176,29 @@ def _is_socket(fd):
         return os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
     except OSError:
         return False
+
+
+async def test_a_restart_on_real_sockets_rejoins_while_its_bootstrap_peer_is_dead(nursery, tmp_path):
+    async def start(number, scope, **options):
+        async def run(*, task_status):
+            with scope:
+                await serve_dht(identity(number), DhtConfig(hosts=("127.0.0.1",), **options), task_status=task_status)
+
+        return await nursery.start(run)
+
+    with trio.fail_after(20):
+        dying, stopping = trio.CancelScope(), trio.CancelScope()
+        first = await start(0, dying)
+        peer = f"127.0.0.1:{first.port}"
+        survivor = await start(1, trio.CancelScope(), bootstrap=(peer,))
+        node = await start(2, stopping, bootstrap=(peer,), contacts_path=tmp_path / "contacts")
+        while len(node.contacts()) < 2:
+            await node.wait_peers_changed()
+        stopping.cancel()
+        dying.cancel()
+        while not (tmp_path / "contacts").exists():
+            await trio.lowlevel.checkpoint()
+        again = await start(2, trio.CancelScope(), bootstrap=(peer,), contacts_path=tmp_path / "contacts")
+        await again.wait_joined()
+        assert [peer.public_key for peer in again.contacts()] == [survivor.identity.public_key]
+    nursery.cancel_scope.cancel()
