@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 
+from llamanet.dht import shards as shards_module
 from llamanet.dht.service import DhtConfig, serve_dht
 from llamanet.node import announcer as announcer_module
 from llamanet.node.announcer import Announcement, Announcer, local_hosts
@@ -172,6 +173,60 @@ async def test_withdrawing_does_not_wait_for_the_dead(autojump_clock, nursery, s
     start = trio.current_time()
     await member.announcer.withdraw()
     assert trio.current_time() - start <= announcer_module.WITHDRAW_S
+
+
+async def test_of_a_model_with_many_nodes_each_is_in_two_shards_until_it_leaves(
+    autojump_clock, nursery, swarm, monkeypatch
+):
+    monkeypatch.setattr(shards_module, "SPLIT_ABOVE", 1)
+    dhts = [await swarm.join() for _ in range(4)]
+    members = [Member(dht, "10.0.0.1") for dht in dhts]
+    reader = await swarm.join()
+    async with trio.open_nursery() as inner:
+        for member in members:
+            inner.start_soon(member.announcer.serve)
+        await trio.sleep(200)
+        inner.cancel_scope.cancel()
+
+    async def publishers(name):
+        return {record.publisher for record in await reader.get(key_of(name))}
+
+    everybody = {dht.identity.node_id for dht in dhts}
+    for depth in (1, 2):
+        for prefix in range(2**depth):
+            inside = {node_id for node_id in everybody if node_id[0] >> (8 - depth) == prefix}
+            assert await publishers(f"model:alpha/{prefix:0{depth}b}") == inside
+    assert await publishers("all_nodes/0") == set()
+    gone = members[0]
+    await gone.announcer.withdraw()
+    gone_id = gone.dht.identity.node_id
+    for name in ("model:alpha", f"model:alpha/{gone_id[0] >> 7:b}", f"model:alpha/{gone_id[0] >> 6:02b}"):
+        assert gone_id not in await publishers(name)
+
+
+async def test_a_shard_that_is_left_expires_and_one_of_a_model_that_is_gone_is_withdrawn(
+    autojump_clock, nursery, swarm, monkeypatch
+):
+    monkeypatch.setattr(shards_module, "SPLIT_ABOVE", 1)
+    first, second = await swarm.join(), await swarm.join()
+    await second.wait_joined()
+    members = [Member(dht, "10.0.0.1") for dht in (first, second)]
+    for member in members:
+        nursery.start_soon(member.announcer.serve)
+    await trio.sleep(150)
+    shard = key_of(f"model:alpha/{first.identity.node_id[0] >> 7:b}")
+    assert first.identity.node_id in {record.publisher for record in await second.get(shard)}
+    monkeypatch.setattr(shards_module, "SPLIT_ABOVE", 256)
+    await trio.sleep(140)
+    assert first.identity.node_id in {record.publisher for record in await second.get(shard)}
+    await trio.sleep(300)
+    assert await second.get(shard) == []
+    monkeypatch.setattr(shards_module, "SPLIT_ABOVE", 1)
+    await trio.sleep(150)
+    members[0].models = ["beta"]
+    members[0].announcer.refresh()
+    await trio.sleep(2)
+    assert first.identity.node_id not in {record.publisher for record in await second.get(shard)}
 
 
 async def test_newcomers_to_a_small_swarm_get_its_records(autojump_clock, nursery, swarm):
