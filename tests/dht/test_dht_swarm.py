@@ -7,6 +7,7 @@ import pytest
 import trio
 from swarms import EPOCH, Attacker, Swarm, closest_nodes, identity, key
 
+from llamanet.dht.overlay import Overlay
 from llamanet.dht.service import DhtConfig, serve_dht
 from llamanet.errors import RpcTimeout, UserError
 from llamanet.testing.network import MemoryNetwork
@@ -628,9 +629,18 @@ async def test_a_read_near_a_holder_asks_one_node_and_more_only_if_that_is_silen
 # --- disjoint paths ---------------------------------------------------------------------------------------------------
 
 
-async def test_stores_and_reads_by_disjoint_paths_find_what_one_path_finds(autojump_clock, nursery):
+async def test_stores_and_reads_by_disjoint_paths_find_what_one_path_finds(autojump_clock, nursery, monkeypatch):
     swarm = Swarm(nursery)
     nodes = await swarm.start_many(40)
+    lookup, taken = Overlay.lookup, []
+
+    def watched(self, target, *args, **options):
+        started = lookup(self, target, *args, **options)
+        if target == key("x"):
+            taken.append(started.paths)
+        return started
+
+    monkeypatch.setattr(Overlay, "lookup", watched)
     published = await nodes[3].publish(key("x"), b"v", lifetime=600, disjoint_paths=4)
     assert published.stored == published.asked >= 8
     holders = {node for node in nodes if node.health().stored_records}
@@ -642,6 +652,7 @@ async def test_stores_and_reads_by_disjoint_paths_find_what_one_path_finds(autoj
     found = ids(await nodes[5].find_nodes(key("x"), disjoint_paths=3))
     others = [node for node in nodes if node is not nodes[5]]
     assert {node.identity.node_id for node in closest_nodes(others, key("x"), 16)} <= found
+    assert taken == [4, 4, 2, 3]
 
 
 async def test_a_read_by_disjoint_paths_is_not_cut_short_by_one_of_them(autojump_clock, nursery):
