@@ -104,6 +104,7 @@ def test_the_sample_grows_again_one_step_at_a_time():
         levels.append(store._keys[KEY]._level)
     changes = [number for number, (a, b) in enumerate(itertools.pairwise(levels)) if a != b]
     assert levels[-1] < levels[0]
+    assert all(a - b in (0, 1) for a, b in itertools.pairwise(levels))
     assert all(10 * (b - a) >= SETTLE_S for a, b in itertools.pairwise(changes))
 
 
