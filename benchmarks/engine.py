@@ -7,87 +7,25 @@ the same cores. Cancellation is timed inside, on an engine in this process.
 """
 
 import contextlib
-import os
 import statistics
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Protocol
 
-import attrs
 import trio
+from asking import WORDS, Ours, Server, ask_all, memory_bytes, percentile, threads, words
+from engine_inside import N_CTX, SLOTS, THREADS, agreement, cancellation, overhead, several_models
 from peers import Answer, HttpPeer, llama_server, python_server
 from report import MODELS, Case, main, spread
 
 from llamanet.cli.demo_model import demo_model
-from llamanet.node.backend import Chunk
-from llamanet.node.cores import physical_cores
-from llamanet.node.engine import Engine, EngineConfig, serve_engine
-from llamanet.node.llama import LlamaBackend, LlamaConfig
 from llamanet.swarm import Swarm
 from llamanet.testing.processes import NodeProcess, start_swarm
-from llamanet.wire.inference import Generate, Sampling, TokenLogprobs, Tokens
 
-SLOTS = 16
-N_CTX = 2048
 STREAMS = (1, 2, 4, 8, 16)
-THREADS = physical_cores()
 SYSTEM_TOKENS = 700
 LONG_TOKENS = 1000
-NEAR_TIE = 0.25
-"""Between the log-probabilities of the two likeliest tokens: as far as batches of another shape round otherwise."""
-WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state")
-
-
-class Server(Protocol):
-    """What is asked: a peer, or the swarm."""
-
-    async def ask(self, prompt: str, max_tokens: int) -> Answer: ...
-
-
-@attrs.frozen
-class Ours:
-    """The node, through the swarm."""
-
-    swarm: Swarm
-
-    async def ask(self, prompt: str, max_tokens: int) -> Answer:
-        answer = Answer(time.perf_counter())
-        async with self.swarm.stream(prompt, max_tokens=max_tokens, temperature=0.0, ignore_eos=True) as stream:
-            async for chunk in stream:
-                answer.arrivals.append((time.perf_counter(), len(chunk.token_ids)))
-                answer.text += chunk.text
-        if usage := stream.usage:
-            answer.prompt_tokens, answer.cached_tokens = usage.prompt_tokens, usage.cached_tokens
-        return answer
-
-
-def words(random: Random, count: int) -> str:
-    """A text of about `count` tokens."""
-    return " ".join(random.choice(WORDS) for _ in range(count))
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of all are not above."""
-    return sorted(values)[max(0, -(-int(len(values) * share * 1000) // 1000) - 1)]
-
-
-async def ask_all(server: Server, prompts: Sequence[str], max_tokens: int) -> list[Answer]:
-    """Ask for all at the same time."""
-    answers: list[Answer] = []
-
-    async def one(prompt: str) -> None:
-        answers.append(await server.ask(prompt, max_tokens))
-
-    async with trio.open_nursery() as nursery:
-        for prompt in prompts:
-            nursery.start_soon(one, prompt)
-    return answers
 
 
 class Bench:
@@ -118,6 +56,27 @@ class Bench:
             for count in STREAMS
         ]
         return [*cases, self._rates("8 streams / llama_cpp.server", rates["ours", 8], rates["single", 8], 1.4)]
+
+    async def coming_and_going(self) -> list[Case]:
+        """Tokens/s of eight readers who ask one thing after the other, with answers of any length."""
+        requests, rounds = (2, 1) if self.quick else (6, 3)
+        rates: dict[str, list[float]] = {"ours": [], "peer": []}
+
+        async def reader(server: Server, lengths: list[int], into: list[Answer]) -> None:
+            for number, tokens in enumerate(lengths):
+                into.append(await server.ask(f"{self.random.randint(100, 999)} tales. Count: {number},", tokens))
+
+        for _ in range(rounds):
+            longest = 24 if self.quick else 128
+            lengths = [[self.random.randint(4, longest) for _ in range(requests)] for _ in range(8)]
+            for name, server in (("ours", self.ours), ("peer", self.peer)):
+                answers: list[Answer] = []
+                start = time.perf_counter()
+                async with trio.open_nursery() as nursery:
+                    for each in lengths:
+                        nursery.start_soon(reader, server, each, answers)
+                rates[name].append(sum(answer.tokens for answer in answers) / (time.perf_counter() - start))
+        return [self._rates("8 readers, answers of any length / llama-server", rates["ours"], rates["peer"], 1.0)]
 
     def _rates(self, name: str, ours: list[float], peer: list[float], target: float) -> Case:
         return Case(
@@ -169,7 +128,7 @@ class Bench:
         ]
 
     async def burst(self) -> list[Case]:
-        """Time until all of eight questions that come together have their first token; one long prompt precedes each."""
+        """Time until eight questions that come together, after one long new prompt, all have their first token."""
         rounds, count = (1, 8) if self.quick else (5, 8)
         seconds: dict[str, list[float]] = {"ours": [], "peer": []}
         for number in range(rounds):
@@ -271,7 +230,7 @@ class Bench:
                     nursery.start_soon(one, number)
 
         await requests(count // 3)
-        before = _memory_bytes(self.node.process.pid), _threads(self.node.process.pid)
+        before = memory_bytes(self.node.process.pid), threads(self.node.process.pid)
         start = time.perf_counter()
         await requests(count)
         seconds = time.perf_counter() - start
@@ -280,7 +239,7 @@ class Bench:
             if (busy := await self._busy()) == 0:
                 break
             await trio.sleep(0.2)
-        after = _memory_bytes(self.node.process.pid), _threads(self.node.process.pid)
+        after = memory_bytes(self.node.process.pid), threads(self.node.process.pid)
         return [
             Case(
                 name="1,000 requests, a third cancelled: slots and threads left behind",
@@ -302,196 +261,6 @@ class Bench:
 
     async def _busy(self) -> int:
         return sum(view.running + view.waiting for view in await self.ours.swarm.nodes())
-
-
-def _memory_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _threads(pid: int) -> int:
-    """Threads of a process, but for those that trio keeps for the next job: they end when idle for 10 s."""
-    names = [(task / "comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-    return sum(not name.startswith("Trio thread") for name in names)
-
-
-def _cpu_s(pid: int) -> float:
-    """Processor time of all threads of a process; nanoseconds are in the first field (kernel, sched-stats.rst)."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
-
-
-class TimedBackend(LlamaBackend):
-    """Notes when slots become free, and how many steps were begun."""
-
-    steps = 0
-    freed_at = 0.0
-    freed = threading.Event()
-
-    def decode(self, chunks: Sequence[Chunk]) -> None:
-        TimedBackend.steps += 1
-        super().decode(chunks)
-
-    def end(self, slot: int) -> None:
-        super().end(slot)
-        TimedBackend.freed_at = time.perf_counter()
-        TimedBackend.freed.set()
-
-
-async def cancellation(path: Path, quick: bool) -> list[Case]:
-    """From `cancel` to a free slot, while a request decodes and while it is in its prompt."""
-    rounds = 5 if quick else 60
-    random = Random(2)
-    cases = []
-
-    def load() -> LlamaBackend:
-        return TimedBackend(LlamaConfig(model_path=path, n_ctx=N_CTX, n_parallel=4, n_threads=THREADS))
-
-    async with trio.open_nursery() as nursery:
-        engine: Engine = await nursery.start(serve_engine, "model", bytes(32), load, EngineConfig())
-        for phase, tokens in (("decode", 8), ("prefill", 1500)):
-            seconds, steps = [], []
-            for _ in range(rounds):
-                prompt = words(random, tokens)
-                generation = engine.submit(Generate(id=1, prompt=prompt, sampling=Sampling(ignore_eos=True)))
-                while not isinstance(await generation.receive(), Tokens) and phase == "decode":
-                    pass
-                await trio.sleep(random.uniform(0.0, 0.1))
-                TimedBackend.freed.clear()
-                start, begun = time.perf_counter(), TimedBackend.steps
-                generation.cancel()
-                await trio.to_thread.run_sync(TimedBackend.freed.wait)
-                seconds.append(TimedBackend.freed_at - start)
-                steps.append(TimedBackend.steps - begun)
-            cases.append(
-                Case(
-                    name=f"cancel during {phase}: steps begun until the slot is free",
-                    value=max(steps),
-                    unit="steps",
-                    better="lower",
-                    target=1,
-                    ours=f"p50 {statistics.median(seconds) * 1e3:.1f} ms, p99 {percentile(seconds, 0.99) * 1e3:.1f}",
-                )
-            )
-        nursery.cancel_scope.cancel()
-    return cases
-
-
-async def several_models(path: Path, quick: bool) -> list[Case]:
-    """Tokens/s of two engines at once, four streams each, and of one engine with eight."""
-    tokens, rounds = (16, 1) if quick else (64, 5)
-    sampling = Sampling(temperature=0.0, max_tokens=tokens, ignore_eos=True)
-    rates: dict[int, list[float]] = {1: [], 2: []}
-
-    async def ask(engine: Engine, number: int) -> None:
-        async for _ in engine.submit(Generate(id=number, prompt=f"{number} tales. Count: 1, 2,", sampling=sampling)):
-            pass
-
-    for _ in range(rounds):
-        for count in rates:
-            async with trio.open_nursery() as nursery:
-                config = LlamaConfig(model_path=path, n_ctx=512, n_parallel=8, n_threads=THREADS)
-                engines: list[Engine] = [
-                    await nursery.start(serve_engine, "model", bytes(32), partial(LlamaBackend, config), EngineConfig())
-                    for _ in range(count)
-                ]
-                start = time.perf_counter()
-                async with trio.open_nursery() as streams:
-                    for number in range(8):
-                        streams.start_soon(ask, engines[number % count], number)
-                rates[count].append(8 * tokens / (time.perf_counter() - start))
-                nursery.cancel_scope.cancel()
-    return [
-        Case(
-            name="two models in one node at once / one model, eight streams",
-            value=statistics.median(rates[2]) / statistics.median(rates[1]),
-            unit="of its tokens/s",
-            better="higher",
-            target=0.7,
-            ours=spread(rates[2], "tokens/s"),
-            peer=spread(rates[1], "tokens/s, one model"),
-        )
-    ]
-
-
-async def agreement(path: Path, quick: bool) -> list[Case]:
-    """Greedy texts of many streams in one batch, and each alone: where they part, how near was the draw?"""
-    count, tokens = (4, 16) if quick else (16, 64)
-    random = Random(3)
-    prompts = [f"{words(random, 40)}. {number} tales:" for number in range(count)]
-    ties = others = 0
-
-    async def ask(engine: Engine, prompt: str) -> list[TokenLogprobs]:
-        sampling = Sampling(temperature=0.0, max_tokens=tokens, ignore_eos=True, logprobs=2)
-        answer = engine.submit(Generate(id=1, prompt=prompt, sampling=sampling))
-        return [told async for message in answer if isinstance(message, Tokens) for told in message.logprobs]
-
-    async with trio.open_nursery() as nursery:
-        config = LlamaConfig(model_path=path, n_ctx=N_CTX, n_parallel=SLOTS, n_threads=THREADS)
-        engine: Engine = await nursery.start(
-            serve_engine, "model", bytes(32), lambda: LlamaBackend(config), EngineConfig()
-        )
-        alone = [await ask(engine, prompt) for prompt in prompts]
-        for _ in ("with the memory of the first round", "with that of the second"):
-            together: dict[int, list[TokenLogprobs]] = {}
-
-            async def one(number: int, into: dict[int, list[TokenLogprobs]]) -> None:
-                into[number] = await ask(engine, prompts[number])
-
-            async with trio.open_nursery() as streams:
-                for number in range(count):
-                    streams.start_soon(one, number, together)
-            for number, told in together.items():
-                parted = [pair for pair in zip(alone[number], told, strict=True) if pair[0].token != pair[1].token]
-                if parted:
-                    near = min(each.top[0].logprob - each.top[1].logprob for each in parted[0]) < NEAR_TIE
-                    ties += near
-                    others += not near
-        nursery.cancel_scope.cancel()
-    return [
-        Case(
-            name="greedy texts in one batch that part from alone, not at a near tie",
-            value=others,
-            unit="texts",
-            better="lower",
-            target=0,
-            ours=f"{ties} of {2 * count} at a near tie",
-        )
-    ]
-
-
-async def overhead(quick: bool) -> list[Case]:
-    """Processor time of a node whose model computes nothing and draws from a list."""
-    tokens = 200 if quick else 2000
-    cases = []
-    with scripted_node() as (pid, port):
-        async with Swarm(f"127.0.0.1:{port}") as swarm:
-            await ask_all(Ours(swarm), ["warm up"] * 8, 20)
-            for streams in (1, 8):
-                before = _cpu_s(pid)
-                answers = await ask_all(Ours(swarm), [f"prompt {n}" for n in range(streams)], tokens)
-                spent = (_cpu_s(pid) - before) / sum(answer.tokens for answer in answers)
-                cases.append(
-                    Case(
-                        name=f"node's processor time a token, decode and draw apart, {streams} streams",
-                        value=spent * 1e6,
-                        unit="µs",
-                        better="lower",
-                        target=150,
-                    )
-                )
-    return cases
-
-
-@contextlib.contextmanager
-def scripted_node() -> Iterator[tuple[int, int]]:
-    """Process id and DHT port of `scripted_node.py`, running."""
-    command = [sys.executable, str(Path(__file__).with_name("scripted_node.py"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            yield process.pid, int(line)
-        finally:
-            process.kill()
 
 
 @contextlib.contextmanager
@@ -516,6 +285,7 @@ async def _measure(quick: bool) -> list[Case]:
                 await server.ask("Count: 1, 2,", 4)
             for case in (
                 bench.streams,
+                bench.coming_and_going,
                 bench.shared_prefix,
                 bench.burst,
                 bench.multi_turn,
