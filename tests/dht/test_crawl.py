@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from swarms import Swarm, seeded
+from swarms import Swarm, contact, seeded
 
 from llamanet._version import __version__
 from llamanet.dht.crawl import AT_ONCE, crawl
@@ -79,3 +79,20 @@ async def test_a_small_swarm(autojump_clock, nursery, size):
     found = await crawl(await start_crawler(swarm, nodes))
     assert (len(found.nodes), found.estimated_size, found.estimate_error) == (size, size, 0)
     assert size < AT_ONCE
+
+
+async def test_a_liar_cannot_make_it_run_on(autojump_clock, nursery, monkeypatch):
+    """It tells of 16 more contacts that do not exist whenever it is asked."""
+    monkeypatch.setattr("llamanet.dht.crawl.MAX_CONTACTS", 50)
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(3)
+    crawler = await start_crawler(swarm, nodes)
+    numbers = iter(range(1000, 2000))
+    honest = crawler.contacts_of
+
+    async def contacts_of(asked, target):
+        return *await honest(asked, target), *(contact(next(numbers)) for _ in range(16))
+
+    monkeypatch.setattr(crawler, "contacts_of", contacts_of)
+    found = await crawl(crawler, rng=seeded(1))
+    assert (found.answering, len(found.nodes)) == (3, 50)

@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from swarms import Swarm, key
+from swarms import Swarm, closest_nodes, key
 
 from llamanet.dht.routing import TRIAL_S
 from llamanet.wire.rpc import Contact, FindNode, FindValue, Nodes, Store, Stored, Values
@@ -78,3 +78,28 @@ async def test_liars_who_act_together_hide_nothing_from_disjoint_paths(autojump_
         assert published.stored >= 8
         found = await honest[-1 - number].get(name, disjoint_paths=4)
         assert [record.value for record in found] == [b"v"]
+
+
+def slow_down(swarm, node, seconds):
+    """Whatever is sent to `node` takes that much longer."""
+    transport = swarm.network._transports[swarm.addresses[node]]
+    arrive = transport.arrive
+    transport.arrive = lambda at, datagram, source: arrive(at + seconds, datagram, source)
+
+
+async def test_nobody_waits_for_stragglers_and_yet_they_are_not_forgotten(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(12)
+    straggler = closest_nodes(nodes[3:], key("x"), 1)[0]
+    slow_down(swarm, straggler, 3.0)
+    start = trio.current_time()
+    published = await nodes[0].publish(key("x"), b"v", lifetime=600)
+    assert published.stored == 8
+    found = await nodes[1].get(key("x"))
+    assert [record.value for record in found] == [b"v"]
+    await nodes[2].find_nodes(key("x"))
+    assert trio.current_time() - start < 2.5
+    await trio.sleep(5)
+    for node in nodes[:3]:
+        entry = next(entry for entry in node._overlay.table if entry.contact == contact_of(swarm, straggler))
+        assert entry.seen >= start + 3.0, "its late answer counted"
