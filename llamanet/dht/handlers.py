@@ -180,7 +180,7 @@ class Handlers:
         if not is_storable(record, wall_now):
             return refused("time")
         store = self.cache if request.cache else self.store
-        if not store.admits(key, record.publisher, source):
+        if not store.admits(key, record.publisher, source, wall_now):
             return refused(SAMPLED_OUT)
         if not is_signed(record, self.network):
             raise BadMessage("the record's signature is not its publisher's")

@@ -78,8 +78,11 @@ class Publishers:
         """What is kept of `publisher`."""
         return self._slots.get(publisher)
 
-    def admits(self, publisher: NodeId, source: bytes) -> bool:
+    def admits(self, publisher: NodeId, source: bytes, now: float) -> bool:
         """Whether a record of `publisher` is part of the sample, or all fit."""
+        if now >= self._falls_at and (self._level or self._levels):
+            self._falls_at = now + SETTLE_S
+            self._fall()
         return publisher in self._slots or self._passes(publisher, source)
 
     @property
@@ -92,15 +95,12 @@ class Publishers:
             )
         return self._estimate
 
-    def add(self, slot: Slot, now: float) -> None:
+    def add(self, slot: Slot) -> None:
         """Keep `slot`, whose publisher has none."""
         publisher = slot.record.publisher
         self._slots[publisher] = slot
         bisect.insort(self._order, publisher)
         self._count(slot, 1)
-        if now >= self._falls_at and (self._level or self._levels):
-            self._falls_at = now + SETTLE_S
-            self._fall()
 
     def remove(self, publisher: NodeId) -> Slot:
         """Forget what is kept of `publisher`."""

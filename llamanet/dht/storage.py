@@ -93,10 +93,10 @@ class RecordStore:
     def __len__(self) -> int:
         return self.records
 
-    def admits(self, key: bytes, publisher: NodeId, source: bytes) -> bool:
+    def admits(self, key: bytes, publisher: NodeId, source: bytes, now: float) -> bool:
         """Whether a record of `publisher` under `key` may be kept: the cheap question before its signature's."""
         publishers = self._keys.get(key)
-        return publishers is None or publishers.admits(publisher, source)
+        return publishers is None or publishers.admits(publisher, source, now)
 
     def put(
         self, record: Record, encoded: bytes, source: bytes, now: float, *, until: float | None = None
@@ -113,7 +113,7 @@ class RecordStore:
                     Kept() if old.record == record else Rejected("another record with this sequence number is stored")
                 )
             self._drop(key, publisher)
-        rejected = self._make_room(key, publisher, len(encoded), source)
+        rejected = self._make_room(key, publisher, len(encoded), source, now)
         if rejected is not None:
             return rejected
         kept = kept_until(record)
@@ -121,7 +121,7 @@ class RecordStore:
         publishers = self._keys.get(key)
         if publishers is None:
             publishers = self._keys[key] = Publishers(key, self._max_publishers_per_key, self._secret)
-        publishers.add(slot, now)
+        publishers.add(slot)
         self._keys_of.setdefault(publisher, set()).add(key)
         self._weigh(source, len(encoded))
         self.records += 1
@@ -198,10 +198,10 @@ class RecordStore:
                 heapq.heappush(self._heaviest, (-held, source))
         return None
 
-    def _make_room(self, key: bytes, publisher: NodeId, size: int, source: bytes) -> Rejected | None:
+    def _make_room(self, key: bytes, publisher: NodeId, size: int, source: bytes, now: float) -> Rejected | None:
         if len(self._keys_of.get(publisher, ())) >= self._max_keys_per_publisher:
             return Rejected("too many keys of this publisher")
-        if not self.admits(key, publisher, source):
+        if not self.admits(key, publisher, source, now):
             return Rejected(SAMPLED_OUT)
         while self.bytes + size > self._max_bytes or (key not in self._keys and len(self._keys) >= self._max_keys):
             if not self._evict_from_heaviest(source):

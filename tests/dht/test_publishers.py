@@ -96,7 +96,7 @@ def test_the_sample_grows_again_one_step_at_a_time():
     """Else those that were refused before would not have come back, and the count would fall to nothing at once."""
     store = holder()
     announce(store, range(3000))
-    announce(store, range(300), now=1290.0)
+    announce(store, range(300), now=1290.0, lifetime=1800)
     levels = []
     for second in range(300, 1000, 10):
         store.expire(1000.0 + second)
@@ -142,6 +142,6 @@ def test_who_is_kept_may_always_say_something_new_and_who_is_not_is_told_so_befo
     outside = next(record for record in records if record.publisher not in kept(store))
     newer = attrs.evolve(inside, sequence=2000)
     assert store.put(newer, encode_record(newer), b"elsewhere", 1000.0) == Kept()
-    assert not store.admits(KEY, outside.publisher, b"0")
+    assert not store.admits(KEY, outside.publisher, b"0", 1000.0)
     assert store.put(outside, encode_record(outside), b"0", 1000.0) == Rejected("sample")
-    assert store.admits(KEY, inside.publisher, b"0")
+    assert store.admits(KEY, inside.publisher, b"0", 1000.0)
