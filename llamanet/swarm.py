@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
+from llamanet.client.batch import MapResult, Progress, Prompt
 from llamanet.client.census import ModelView, NodeView
 from llamanet.client.client import Messages, SwarmClient
 from llamanet.client.decision import Considered, Decision
@@ -165,6 +166,21 @@ class Swarm:
     async def generate(self, prompt: str | None = None, *, messages: Messages | None = None, **options: Any) -> Reply:
         """A whole generation; takes what `stream` takes, and raises what it raises."""
         return await self._client.generate(prompt, messages=messages, **options)
+
+    def map(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        journal: Path | str | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> AbstractAsyncContextManager["trio.abc.ReceiveChannel[MapResult]"]:
+        """One request for each of `prompts`, over the whole swarm; see `SwarmClient.map`."""
+        return self._client.map(
+            prompts, concurrency=concurrency, ordered=ordered, journal=journal, progress=progress, **options
+        )
 
     async def embed(
         self, texts: Iterable[str], *, model: str | None = None, digest: bytes | None = None

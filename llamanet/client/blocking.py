@@ -16,8 +16,10 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import attrs
+import outcome
 import trio
 
+from llamanet.client.batch import MapResult, Prompt
 from llamanet.client.census import ModelView, NodeView
 from llamanet.client.client import Messages, SwarmClient
 from llamanet.client.embedding import EmbeddingReply
@@ -88,6 +90,13 @@ class Client:
         options.setdefault("model", self._model)
         stream = self._thread.call(lambda swarm: swarm.open(prompt, messages=messages, **options))
         return BlockingStream(self._thread, stream)
+
+    def map(self, prompts: Iterable[Prompt], **options: Any) -> "BlockingMap":
+        """One request for each of `prompts`, over the whole swarm: an iterator of `MapResult`, and a context manager
+        that stops what is left. `options` are those of `SwarmClient.map`: `concurrency`, `ordered`, `journal`, ...
+        """
+        options.setdefault("model", self._model)
+        return BlockingMap(self._thread, list(prompts), options)
 
     def embed(self, texts: Iterable[str], **options: Any) -> EmbeddingReply:
         """A vector for each of `texts`; `options` are `model` and `digest`. Raises what `generate` raises."""
@@ -177,6 +186,70 @@ class BlockingStream:
     def reply(self) -> Reply:
         """The whole generation, once the stream is exhausted. Raises `ValueError` before."""
         return self._stream.reply()
+
+
+class BlockingMap:
+    """An iterator of `MapResult`; only one thread may read at a time."""
+
+    def __init__(self, thread: "_SwarmThread", prompts: list[Prompt], options: dict[str, Any]) -> None:
+        """Made by `Client.map`."""
+        self._thread = thread
+        send, self._receive = trio.open_memory_channel[MapResult](0)
+        self._ended: concurrent.futures.Future[outcome.Maybe[None]] = concurrent.futures.Future()
+        self._finalizer = weakref.finalize(self, thread.post, self._receive.close)
+        arguments = (thread, prompts, options, send, self._ended)
+        threading.Thread(target=_run_map, args=arguments, name="llamanet-map", daemon=True).start()
+
+    def __iter__(self) -> Iterator[MapResult]:
+        return self
+
+    def __next__(self) -> MapResult:
+        """The next result. Raises what `SwarmClient.map` raises, and `ClientClosed`."""
+        result = self._thread.call(lambda swarm: _receive(self._receive))
+        if result is None:
+            ended = self._ended.result()
+            raise ended.error if isinstance(ended, outcome.Error) else StopIteration
+        return result
+
+    def close(self) -> None:
+        """Stop what is left."""
+        self._finalizer()
+
+    def __enter__(self) -> "BlockingMap":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _run_map(
+    thread: "_SwarmThread",
+    prompts: list[Prompt],
+    options: dict[str, Any],
+    send: "trio.MemorySendChannel[MapResult]",
+    ended: "concurrent.futures.Future[outcome.Maybe[None]]",
+) -> None:
+    """Run a batch to its end, in a thread of its own; what it raises goes to `ended`."""
+
+    async def run(swarm: SwarmClient) -> None:
+        try:
+            async with swarm.map(prompts, **options) as results:
+                async for result in results:
+                    await send.send(result)
+        except trio.BrokenResourceError:
+            return  # Nobody reads any more.
+
+    ended.set_result(outcome.capture(thread.call, run))
+    thread.post(send.close)
+
+
+async def _receive(channel: "trio.MemoryReceiveChannel[MapResult]") -> MapResult | None:
+    try:
+        return await channel.receive()
+    except (trio.EndOfChannel, trio.ClosedResourceError):
+        return None
 
 
 async def _next(stream: Stream) -> Chunk | None:

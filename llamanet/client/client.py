@@ -1,10 +1,12 @@
 """Asking the swarm: the client's face over one `Dht`, for `Swarm` and for the blocking `Client`."""
 
 import json
+import math
 import secrets
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any, TypeAlias
 
@@ -13,6 +15,7 @@ import trio
 
 from llamanet.client.affinity import Block, request_blocks
 from llamanet.client.attempt import Access
+from llamanet.client.batch import Journal, MapResult, Progress, Prompt, run_batch
 from llamanet.client.census import ModelView, NodeView, list_models, list_nodes
 from llamanet.client.choice import Choice
 from llamanet.client.connection import ConnectionPool, OpenStream
@@ -38,6 +41,8 @@ from llamanet.wire.inference import (
 )
 from llamanet.wire.plain import Plain
 
+MAX_CONCURRENCY = 256
+"""Requests in flight of one `map` that does not say how many."""
 JOIN_S = 5.0
 """How long a request waits for the first answer of a bootstrap peer."""
 
@@ -234,6 +239,52 @@ class SwarmClient:
             async for _ in stream:
                 pass
         return stream.reply()
+
+    @asynccontextmanager
+    async def map(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        journal: Path | str | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> AsyncIterator["trio.abc.ReceiveChannel[MapResult]"]:
+        """One request for each of `prompts`, over the whole swarm; leaving the block stops what is left.
+
+        >>> async with swarm.map(prompts, model="m", max_tokens=64) as results:  # doctest: +SKIP
+        ...     async for result in results:
+        ...         print(result.index, result.text)
+
+        Args:
+          prompts: texts, or conversations, each a list of messages.
+          concurrency: requests in flight; None takes as many as the nodes that serve the model have slots.
+          ordered: give the results in the order of the prompts; False gives them as they are made.
+          journal: a file that keeps the replies: broken off and called again, the batch goes on where it was.
+          progress: called with the number of results so far and that of all prompts.
+          options: as for `open`; `wait` is without limit unless it is given.
+
+        A prompt that fails is told by its result (`MapResult.error`). Raises `NotJoined`, and `OSError` for a journal
+        that cannot be written.
+        """
+        if concurrency is None:
+            slots = sum(node.slots for node in await self.nodes(options.get("model")))
+            concurrency = min(max(1, slots), MAX_CONCURRENCY)
+        elif concurrency < 1:
+            raise RequestRefused(f"{concurrency} requests in flight are none", "concurrency", "1 or more")
+        options.setdefault("wait", math.inf)
+        caller = object()
+
+        async def ask(prompt: Prompt) -> Reply:
+            if isinstance(prompt, str):
+                return await self.generate(prompt, caller=caller, **options)
+            return await self.generate(messages=prompt, caller=caller, **options)
+
+        kept = None if journal is None else Journal(journal, options)
+        batch = run_batch(ask, prompts, concurrency=concurrency, ordered=ordered, journal=kept, progress=progress)
+        async with batch as results:
+            yield results
 
     async def embed(
         self, texts: Iterable[str], *, model: str | None = None, digest: bytes | None = None

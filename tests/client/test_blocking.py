@@ -104,6 +104,25 @@ def test_the_example_that_users_know(swarm):
     assert 0 < response.ttft < response.generation_time
 
 
+def test_a_batch(client, tmp_path):
+    prompts = [f"prompt {number}" for number in range(10)]
+    with client.map(prompts, max_tokens=4, concurrency=3, **GREEDY) as results:
+        assert [result.text for result in results] == [expected(4, prompt) for prompt in prompts]
+        assert list(results) == []
+    with client.map(prompts, max_tokens=400, concurrency=3, **GREEDY) as results:
+        assert next(results).index == 0
+    with pytest.raises(StopIteration):
+        next(results)
+    with pytest.raises(RequestRefused, match="0 requests in flight"):
+        list(client.map(prompts, concurrency=0))
+    with pytest.raises(FileNotFoundError):
+        list(client.map(prompts, journal=tmp_path / "nowhere" / "journal"))
+    results = client.map(prompts, max_tokens=400, concurrency=3)
+    client.close()
+    with pytest.raises(ClientClosed):
+        list(results)
+
+
 def test_it_generates_streams_and_looks_around(client):
     assert client.generate("hello", max_tokens=9, **GREEDY).text == expected(9)
     chat = [{"role": "user", "content": "Hi"}]

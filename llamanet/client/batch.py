@@ -1,0 +1,161 @@
+"""Many prompts over the whole swarm: `Swarm.map`.
+
+Rules:
+- At most `concurrency` requests are in flight, and at most `AHEAD` times as many are begun and not yet taken: whoever
+  takes no results stops the work. Nothing begins before the first is asked for.
+- A prompt that fails does not end the batch: its result holds the error.
+- A journal (a file of JSON lines) gets each reply as it is made. A later call with the same journal takes from it what
+  belongs to the same place, prompt and options, and asks only for the rest: failures, and what was not reached.
+"""
+
+import hashlib
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import attrs
+import trio
+
+from llamanet.client.generation import Hop, Reply
+from llamanet.errors import LlamaNetError
+from llamanet.wire.codec import from_map_untrusted, to_map
+from llamanet.wire.inference import TokenLogprobs, Usage
+
+AHEAD = 4
+
+Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
+"""A text to be continued, or a conversation to be answered."""
+Progress: TypeAlias = Callable[[int, int | None], None]
+"""Called with the number of results so far, and of all; None if the prompts have no length."""
+Ask: TypeAlias = Callable[[Prompt], Awaitable[Reply]]
+
+
+@attrs.frozen(kw_only=True)
+class MapResult:
+    """What came of one prompt of a batch: a reply, or an error."""
+
+    index: int
+    """Its place among the prompts, from 0."""
+    prompt: Prompt
+    reply: Reply | None = None
+    error: LlamaNetError | None = None
+
+    @property
+    def text(self) -> str:
+        """The reply's. Raises the error, if there is one."""
+        if self.reply is None:
+            raise self.error or ValueError("no reply")
+        return self.reply.text
+
+
+class Journal:
+    """The replies of a batch, in a file."""
+
+    def __init__(self, path: Path | str, options: Mapping[str, Any]) -> None:
+        """Reads what is there. Raises `OSError`."""
+        self._options = json.dumps(options, sort_keys=True, default=repr)
+        self._replies: dict[str, Reply] = {}
+        self._file = Path(path).open("a+b")  # noqa: SIM115  # closed by `close`
+        self._file.seek(0)
+        whole = True
+        for line in self._file:
+            whole = line.endswith(b"\n")
+            try:
+                entry = json.loads(line)
+                self._replies[entry["key"]] = _reply(entry["reply"])
+            except (ValueError, KeyError, TypeError, LlamaNetError):
+                continue  # A line that was cut off, for the program ended in it.
+        if not whole:
+            self._file.write(b"\n")
+
+    def get(self, index: int, prompt: Prompt) -> Reply | None:
+        """The reply that is there already."""
+        return self._replies.get(self._key(index, prompt))
+
+    def add(self, index: int, prompt: Prompt, reply: Reply) -> None:
+        """Write a reply, so that it is there after a crash."""
+        entry = {"index": index, "key": self._key(index, prompt), "reply": _plain(reply)}
+        self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _key(self, index: int, prompt: Prompt) -> str:
+        told = json.dumps([index, prompt if isinstance(prompt, str) else list(prompt), self._options])
+        return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
+
+
+def _plain(reply: Reply) -> dict[str, Any]:
+    plain = attrs.asdict(reply, recurse=False)
+    del plain["choices"]
+    return plain | {"usage": to_map(reply.usage), "logprobs": [to_map(told) for told in reply.logprobs]}
+
+
+def _reply(plain: dict[str, Any]) -> Reply:
+    return Reply(
+        **plain
+        | {
+            "token_ids": tuple(plain["token_ids"]),
+            "logprobs": tuple(from_map_untrusted(TokenLogprobs, told) for told in plain["logprobs"]),
+            "usage": from_map_untrusted(Usage, plain["usage"]),
+            "hops": tuple(Hop(*hop) for hop in plain["hops"]),
+            "digests": tuple(plain["digests"]),
+        }
+    )
+
+
+@trio.as_safe_channel
+async def run_batch(
+    ask: Ask,
+    prompts: Iterable[Prompt],
+    *,
+    concurrency: int,
+    ordered: bool,
+    journal: Journal | None,
+    progress: Progress | None,
+) -> AsyncGenerator[MapResult, None]:
+    """The results, in the order of the prompts or as they are made."""
+    total = len(prompts) if isinstance(prompts, Sequence) else None
+    source = enumerate(prompts)
+    room = trio.Semaphore(AHEAD * concurrency)
+    send, receive = trio.open_memory_channel[MapResult](AHEAD * concurrency)
+
+    async def answer(index: int, prompt: Prompt) -> MapResult:
+        if journal is not None and (reply := journal.get(index, prompt)) is not None:
+            return MapResult(index=index, prompt=prompt, reply=reply)
+        try:
+            reply = await ask(prompt)
+        except LlamaNetError as error:
+            return MapResult(index=index, prompt=prompt, error=error)
+        if journal is not None:
+            journal.add(index, prompt, reply)
+        return MapResult(index=index, prompt=prompt, reply=reply)
+
+    async def work(send: "trio.MemorySendChannel[MapResult]") -> None:
+        async with send:
+            for index, prompt in source:
+                await room.acquire()
+                await send.send(await answer(index, prompt))
+
+    try:
+        async with trio.open_nursery() as nursery:
+            async with send:
+                for _ in range(concurrency):
+                    nursery.start_soon(work, send.clone())
+            done = 0
+            waiting: dict[int, MapResult] = {}
+            async with receive:
+                async for result in receive:
+                    waiting[result.index] = result
+                    while waiting and (index := done if ordered else next(iter(waiting))) in waiting:
+                        done += 1
+                        if progress is not None:
+                            progress(done, total)
+                        yield waiting.pop(index)
+                        room.release()
+    finally:
+        if journal is not None:
+            journal.close()
