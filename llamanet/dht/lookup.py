@@ -8,7 +8,9 @@ Rules:
   that may still answer is nearer than the count-th that did.
 - Loose parallelism: alpha requests in flight while it gets nearer, `count` once it does not (Kademlia, section 2.3).
   A request that is overdue frees its place and holds nothing up; its late answer still counts.
-- A lookup that starts at a probable holder may ask that one alone first (`narrow`), until the shell says `widen`.
+- A lookup that starts close to its target may ask one contact at a time (`narrow`): each knows whom to ask next, and
+  whoever is asked beside it is asked in vain. It widens once an answer came from near the target, or told of nobody
+  nearer, or did not come; and when the shell says `widen`, because an answer takes long.
 - It may take several paths that share no contact, each from its own share of the seeds, so that a liar on one does not
   mislead the others (S/Kademlia, Baumgart & Mies 2007, section 4.3). A path hears only from contacts that it asked
   itself. That another path's contact answers counts for all that heard of it, so among honest nodes paths agree, and d
@@ -23,7 +25,7 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
-from llamanet.dht.distance import number_of
+from llamanet.dht.distance import ID_BITS, number_of
 from llamanet.wire.identity import NodeId
 from llamanet.wire.rpc import Contact
 
@@ -83,6 +85,11 @@ class _Path:
             return self.in_flight == 0
         return all(candidate.state is _State.ANSWERED for candidate in self._leading())
 
+    @property
+    def nearest(self) -> _Candidate:
+        """Of all that it heard of."""
+        return self._order[0]
+
     def next(self, *, most: int | None) -> _Candidate | None:
         """Whom to ask now, with `most` requests under way (None: as many as usual)."""
         if most is None:
@@ -135,7 +142,8 @@ class Lookup:
       seeds: whom to ask first, nearest first; dealt out among the paths.
       count: how many contacts to find.
       alpha: requests under way at once, on each path.
-      narrow: whether to ask one contact alone first; only with one path.
+      narrow: whether to ask one contact at a time at first; only with one path.
+      near: the distance from the target at which a narrow lookup widens; by default with the first answer.
       paths: how many paths share no contact; as many as there are seeds, if those are fewer.
     """
 
@@ -148,6 +156,7 @@ class Lookup:
         count: int,
         alpha: int,
         narrow: bool = False,
+        near: int = 1 << ID_BITS,
         paths: int = 1,
     ) -> None:
         self._number = number_of(target)
@@ -156,6 +165,7 @@ class Lookup:
         self._asked_by: dict[Contact, _Path] = {}
         self.narrow = narrow
         """Whether one contact is asked at a time."""
+        self._near = near
         seeds = list(seeds)
         self._paths = [_Path(count, alpha) for _ in range(max(1, min(paths, len(seeds))))]
         for number, path in enumerate(self._paths):
@@ -187,7 +197,7 @@ class Lookup:
         return None
 
     def widen(self) -> None:
-        """The first contact brought nothing, or not soon enough: ask as many as alpha allows."""
+        """Ask as many at a time as alpha allows."""
         self.narrow = False
 
     def answered(self, contact: Contact, contacts: Iterable[Contact]) -> None:
@@ -200,6 +210,8 @@ class Lookup:
         path = self._asked_by[contact]
         path.note_answer(candidate)
         self._tell(path, contacts)
+        if candidate.distance < self._near or path.nearest is candidate:
+            self.widen()
 
     def overdue(self, contact: Contact) -> None:
         """`contact` did not answer in time, or cannot be reached."""
@@ -209,6 +221,7 @@ class Lookup:
         path = self._asked_by[contact]
         path.in_flight -= 1
         path.note_silence()
+        self.widen()
         candidate.state = _State.OVERDUE
         candidate.try_next_place()
 

@@ -7,6 +7,7 @@ nobody uses it up by forging the contact's address.
 Events: `wait_contacts_changed` wakes when a contact enters the table, `wait_lost` when the last one left.
 """
 
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -183,21 +184,22 @@ class Overlay:
         self._checking.add(contact)
         self.requests.ask(contact, self.ping_request(), lambda outcome: self._checking.discard(contact))
 
-    def lookup(self, target: bytes, count: int, *, for_values: bool = False, paths: int = 1) -> Lookup:
+    def lookup(self, target: bytes, count: int, *, paths: int = 1) -> Lookup:
         """A lookup from the nearest contacts that we know, by as many `paths` that share no contact.
 
-        One for values asks a contact alone first that is probably one of the `count` nearest nodes, and so a holder.
+        It asks one at a time if the k contacts that the first one tells of should include one of the `count` nearest.
         """
         k = self.config.k
         seeds = self.table.closest(target, k, good_only=True) or self.table.closest(target, k)
-        narrow = for_values and bool(seeds) and self.table.nodes_within(seeds[0].number ^ number_of(target)) < count
+        around = self.table.nodes_within(seeds[0].number ^ number_of(target)) if seeds else math.inf
         return Lookup(
             target,
             self.identity.node_id,
             seeds,
             count=count,
             alpha=self.config.alpha,
-            narrow=narrow and paths == 1,
+            narrow=paths == 1 and around < k * count / 2,
+            near=self.table.radius(count),
             paths=paths,
         )
 

@@ -152,6 +152,10 @@ class RoutingTable:
         """How many nodes are expected nearer to some key than `distance`."""
         return self.network_size * (distance / (1 << ID_BITS))
 
+    def radius(self, count: int) -> int:
+        """The distance from some key within which `count` nodes are expected."""
+        return int((1 << ID_BITS) * min(1.0, count / max(self.network_size, 1.0)))
+
     # --- what peers did -----------------------------------------------------------------------------------------------
 
     def answered(self, contact: Contact, now: float) -> Admission:

@@ -42,8 +42,8 @@ class Search:
     async def step(self) -> list[Outcome]:
         """Ask whom the lookup names, wait, and return what arrived, if anything did; only with something to wait for.
 
-        The caller passes each outcome to `note`, unless it needs no more. A narrow lookup is widened by the first
-        answer, or when it takes longer than that peer's answers do.
+        The caller passes each outcome to `note`, unless it needs no more. A narrow lookup is widened when an answer
+        takes longer than that peer's answers do.
         """
         while (contact := self.lookup.next()) is not None:
             on_slow = self._widen if self.lookup.narrow else None
@@ -54,7 +54,6 @@ class Search:
         """Let the lookup know what became of a request."""
         if outcome.contact is None:
             return
-        self.lookup.widen()
         if isinstance(outcome.reply, (Nodes, Values)):
             told = usable(outcome.reply.contacts, outcome.contact.address.host)
             self.lookup.answered(outcome.contact, told)

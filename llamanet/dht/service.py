@@ -229,7 +229,7 @@ class Dht:
             key,
             limit=limit,
             own=own,
-            lookup=self._overlay.lookup(key, self.config.replicas, for_values=True, paths=paths),
+            lookup=self._overlay.lookup(key, self.config.replicas, paths=paths),
             requests=self._overlay.requests,
             verifier=self._verifier,
             client=self.client_mode,
