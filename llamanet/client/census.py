@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import attrs
 import trio
 
-from llamanet.client.directory import Directory
+from llamanet.client.directory import Directory, NodeRecord, Service
 from llamanet.client.probe import ask
 from llamanet.client.selection import load_of
 from llamanet.dht.service import Dht
@@ -60,12 +60,12 @@ class ModelView:
 
 async def list_nodes(dht: Dht, directory: Directory, model: str | None) -> list[NodeView]:
     """The nodes that answer, by label; of one model, or all."""
-    known: dict[PublicKey, NodeFacts | ServiceFacts] = {}
     if model is None:
-        known.update((record.public_key, record.facts) for record in await directory.nodes())
-    else:
-        services = await directory.services(model, fresh=True)
-        known.update((service.public_key, service.facts) for service in services)
+        return await _look_at_all(dht, await directory.nodes(), None)
+    return await _look_at_all(dht, await directory.all_services(model), model)
+
+
+async def _look_at_all(dht: Dht, known: Sequence[NodeRecord] | Sequence[Service], model: str | None) -> list[NodeView]:
     views: list[NodeView] = []
     limiter = trio.CapacityLimiter(ASKED_AT_ONCE)
 
@@ -81,8 +81,8 @@ async def list_nodes(dht: Dht, directory: Directory, model: str | None) -> list[
             views.append(_view(public_key, facts, address, states, pong.draining, pong.version, answer.pinged.rtt))
 
     async with trio.open_nursery() as nursery:
-        for public_key, facts in known.items():
-            nursery.start_soon(look_at, public_key, facts)
+        for entry in known:
+            nursery.start_soon(look_at, entry.public_key, entry.facts)
     return sorted(views, key=lambda view: (view.node_id, view.id))
 
 
@@ -122,11 +122,12 @@ async def list_models(dht: Dht, directory: Directory) -> list[ModelView]:
     views: list[ModelView] = []
 
     async def look_at(name: str) -> None:
-        nodes = await list_nodes(dht, directory, name)
+        known = await directory.all_services(name)
+        nodes = await _look_at_all(dht, known, name)
         if not nodes:
             return
         alive = {node.id for node in nodes}
-        services = [service for service in await directory.services(name) if service.node_id.hex() in alive]
+        services = [service for service in known if service.node_id.hex() in alive]
         view = ModelView(
             name=name,
             digests=tuple(sorted({service.facts.digest.hex() for service in services})),

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import attrs
 import trio
 
-from llamanet.dht.members import sample
+from llamanet.dht.members import everyone, sample
 from llamanet.dht.service import Dht
 from llamanet.errors import BadMessage
 from llamanet.wire.facts import (
@@ -28,6 +28,7 @@ from llamanet.wire.facts import (
     model_key_name,
 )
 from llamanet.wire.identity import NodeId, PublicKey, node_id_of
+from llamanet.wire.record import Record
 
 T = TypeVar("T")
 
@@ -75,6 +76,17 @@ class _Found(Generic[T]):
         return trio.current_time() - self.at if self.entries else math.inf
 
 
+def _services_untrusted(model: str, records: Sequence[Record]) -> list[Service]:
+    services = []
+    for record in records:
+        try:
+            facts = decode_service_facts_untrusted(record.value)
+        except BadMessage:
+            continue
+        services.append(Service(public_key=record.public_key, model=model, facts=facts))
+    return services
+
+
 class Directory:
     """What a client has looked up. Lookups in the background run in `nursery`."""
 
@@ -102,18 +114,16 @@ class Directory:
             self._refreshing.discard(model)
 
     async def _look_up(self, model: str) -> Sequence[Service]:
-        services = []
-        for record in await sample(self._dht, model_key_name(model), MAX_SERVICES):
-            try:
-                facts = decode_service_facts_untrusted(record.value)
-            except BadMessage:
-                continue
-            services.append(Service(public_key=record.public_key, model=model, facts=facts))
+        services = _services_untrusted(model, await sample(self._dht, model_key_name(model), MAX_SERVICES))
         self._services.pop(model, None)
         self._services[model] = _Found(services)
         if len(self._services) > MAX_REMEMBERED:
             del self._services[next(iter(self._services))]
         return services
+
+    async def all_services(self, model: str) -> Sequence[Service]:
+        """All nodes that serve `model`, at most `MAX_NODES`; looked up now."""
+        return _services_untrusted(model, await everyone(self._dht, model_key_name(model), MAX_NODES))
 
     async def nodes(self) -> Sequence[NodeRecord]:
         """All nodes, or in a large swarm a random sample of them; looked up now."""

@@ -8,7 +8,7 @@ from swarms import Swarm
 
 from llamanet.dht import publishers as publishers_module
 from llamanet.dht import shards as shards_module
-from llamanet.dht.members import sample
+from llamanet.dht.members import everyone, sample
 from llamanet.dht.service import Dht
 from llamanet.dht.shards import (
     MAX_DEPTH,
@@ -102,6 +102,8 @@ async def test_a_sample_of_a_large_name_comes_from_its_shards(autojump_clock, nu
     assert (await nodes[0].publish(key_of("model:m"), b"", lifetime=600)).publishers == 60
     everybody = {node.identity.node_id for node in nodes}
     assert {record.publisher for record in await sample(nodes[1], "model:m", 200)} == everybody
+    assert {record.publisher for record in await everyone(nodes[3], "model:m", 200)} == everybody
+    assert len(await everyone(nodes[3], "model:m", 20)) == 20
     few = await sample(nodes[2], "model:m", 16)
     assert len({record.publisher for record in few}) == 16
 
