@@ -4,7 +4,8 @@ As in SGLang's cache-aware router (Zheng et al., NeurIPS '24, and its `sgl-route
 client has no tokenizer; and a node is noted when it is asked, so that requests that come together stay together. Rules:
 - A text is cut into blocks: at the end of each message, and every `BLOCK_CHARS` characters within. The hash of a block
   holds all before it, so that equal hashes mean equal beginnings.
-- A node's memory is taken by other prompts with time: what it is expected to hold halves every `HALF_LIFE_S`.
+- Of nodes that were asked for one prompt, only the one that spoke remembers the end of it.
+- Other prompts take a node's memory with time: after `MAX_AGE_S` nothing is expected of it.
 - At most `MAX_BLOCKS` blocks are remembered, each with the last `MAX_HOLDERS` nodes; the oldest are forgotten.
 """
 
@@ -21,7 +22,7 @@ MAX_CHAIN = 512
 """Blocks of one text that are looked at: 131,072 characters."""
 MAX_BLOCKS = 16_384
 MAX_HOLDERS = 4
-HALF_LIFE_S = 300.0
+MAX_AGE_S = 300.0
 
 
 @attrs.frozen
@@ -76,14 +77,17 @@ class Affinity:
         while len(self._holders) > MAX_BLOCKS:
             del self._holders[next(iter(self._holders))]
 
-    def expected(self, blocks: Sequence[Block], now: float) -> dict[NodeId, float]:
+    def gave_up(self, blocks: Sequence[Block], node_id: NodeId) -> None:
+        """The node was asked for `blocks`, and another one spoke."""
+        if blocks and (holders := self._holders.get(blocks[-1].digest)):
+            holders.pop(node_id, None)
+
+    def expected(self, blocks: Sequence[Block], now: float) -> dict[NodeId, int]:
         """By node, how many characters of the text it is expected to have computed already."""
-        expected: dict[NodeId, float] = {}
+        expected: dict[NodeId, int] = {}
         for block in blocks:
             holders = self._holders.get(block.digest)
             if holders is None:
                 break
-            for node_id, asked_at in holders.items():
-                kept = block.end * 0.5 ** ((now - asked_at) / HALF_LIFE_S)
-                expected[node_id] = max(kept, expected.get(node_id, 0.0))
+            expected.update((node_id, block.end) for node_id, at in holders.items() if now - at <= MAX_AGE_S)
         return expected

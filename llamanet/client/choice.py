@@ -61,19 +61,21 @@ class Choice:
         self._silent: list[Service] = []
         self._known: set[Service] = set()
         self._answered: dict[Service, Candidate] = {}
+        self._asked: list[Service] = []
         self._lookups = 0
         self._probes = 0
 
     async def next(self) -> Candidate | None:
         """The best node that was not handed out yet; None when there is none left."""
-        if trio.current_time() - self._ranked_at > MAX_AGE_S:
+        now = trio.current_time()
+        if now - self._ranked_at > MAX_AGE_S:
             # What was best then need not be so now.
             self._unprobed[:0] = [c.service for c in self._ranked if c.service not in self._unprobed]
             self._ranked = []
         while not self._ranked:
             if self._unprobed:
-                count = FURTHER_PROBES if self._probes else PROBES
-                batch, self._unprobed = self._unprobed[:count], self._unprobed[count:]
+                batch = self._router.first_of(self._unprobed, FURTHER_PROBES if self._probes else PROBES, now)
+                self._unprobed = [service for service in self._unprobed if service not in batch]
                 self._silent += await self._probe(batch, patiently=False)
             elif self._lookups < 2:
                 await self._look_up(fresh=self._lookups > 0)
@@ -87,6 +89,10 @@ class Choice:
             else:
                 return None
         return self._take()
+
+    def spoke(self, candidate: Candidate) -> None:
+        """Of those handed out, `candidate` is the one that gave the first token."""
+        self._router.gave_up(self._question, (service for service in self._asked if service != candidate.service))
 
     async def nobody(self) -> NoNodeServes | SwarmBusy:
         """The error that says why no node is left."""
@@ -140,7 +146,11 @@ class Choice:
                 self.reasons[candidate.service.facts.label] = reason
         self._ranked = self._router.rank(self._question, acceptable, now)
         self._ranked_at = now
-        return [service for service in services if service not in answered]
+        silent = [service for service in services if service not in answered]
+        for service in silent:
+            # So that it holds up this request only. Should it answer yet, that is forgotten.
+            self._router.peers.unanswered(service.node_id, now)
+        return silent
 
     def _hear(self, service: Service, candidate: Candidate | None) -> None:
         self._router.heard(service, candidate, len(self._known), trio.current_time())
@@ -153,6 +163,7 @@ class Choice:
         if candidate.service in self._unprobed:
             self._unprobed.remove(candidate.service)
         self._router.asked(self._question, candidate.service, now)
+        self._asked.append(candidate.service)
         self.decision = Decision(
             node_id=candidate.service.facts.label,
             strategy=self._question.strategy,

@@ -373,6 +373,8 @@ class Stream:
             self.ttft = now - self._started_at
             self._first_at = now
             self._cached_tokens = attempt.cached_tokens
+            if self._choice is not None:
+                self._choice.spoke(attempt.candidate)
         service = attempt.candidate.service
         if self._wishes.digest != service.facts.digest or self._wishes.model is None:
             self._wishes = attrs.evolve(self._wishes, model=service.model, digest=service.facts.digest)

@@ -26,7 +26,7 @@ REMOVED = 1
 EXCESS = 1.0
 """Prequal's delta: uses that are allowed beyond what keeps the pool full."""
 MAX_AGE_S = 1.0
-HOT_QUANTILE = 2**-0.25
+HOT_QUANTILE = 0.95
 LOADS = 128
 FADE_S = 3.0
 WAIT_WEIGHT = 0.2

@@ -24,7 +24,7 @@ from llamanet.wire.rpc import Address, Contact
 TIMEOUT_S = 0.6
 """Of one PING. Twice that is the longest that nodes are waited for when all are dead."""
 TRIES = 2
-GRACE_S = 0.03
+GRACE_S = 0.1
 
 Heard = Callable[[Service, Candidate | None], None]
 """Takes what a probe of a service brought; None if nothing."""

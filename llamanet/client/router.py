@@ -19,7 +19,7 @@ from llamanet.client.decision import Considered, considered
 from llamanet.client.directory import Service
 from llamanet.client.peers import PeerMemory
 from llamanet.client.pool import ProbePool
-from llamanet.client.selection import Candidate, Wishes, estimated_ttft, is_sticky, load_of, ranked
+from llamanet.client.selection import Candidate, Wishes, estimated_ttft, load_of, ranked, remembers
 from llamanet.client.strategy import STRATEGIES
 from llamanet.wire.identity import NodeId
 
@@ -67,6 +67,12 @@ class Router:
             order.sort(key=lambda service: promises[service])
         return self._doubtful_last(order, now)
 
+    def first_of(self, order: list[Service], count: int, now: float) -> list[Service]:
+        """Up to `count` of a probe order, and no doubtful one while there is another."""
+        first = order[:count]
+        usable = [service for service in first if self.peers.usable(service.node_id, now)]
+        return usable or first
+
     def rank(self, question: Question, candidates: Sequence[Candidate], now: float) -> list[Candidate]:
         """The nodes in the order in which they should be asked; `candidates` are in the order of their probes."""
         if question.strategy == "soonest":
@@ -95,6 +101,11 @@ class Router:
         self.pool.remove(now)
         self._affinity.asked(question.blocks, service.node_id, now)
 
+    def gave_up(self, question: Question, services: Iterable[Service]) -> None:
+        """They were asked, and another node gave the first token."""
+        for service in services:
+            self._affinity.gave_up(question.blocks, service.node_id)
+
     def explain(self, question: Question, order: Sequence[Candidate], now: float) -> tuple[Considered, ...]:
         """What was known of the ranked candidates, and why the first is the first."""
         cached = self._cached_tokens(question, now)
@@ -102,7 +113,6 @@ class Router:
         explained = []
         for place, candidate in enumerate(order):
             tokens = cached.get(candidate.service.node_id, 0)
-            sticky = is_sticky(candidate, question.prompt_tokens, tokens)
             if doubt := self.peers.doubt(candidate.service.node_id, now):
                 verdict = doubt
             elif question.strategy != "soonest":
@@ -110,6 +120,7 @@ class Router:
             elif _load(candidate) > hot_load:
                 verdict = "hot"
             elif place == 0:
+                sticky = remembers(question.prompt_tokens, tokens)
                 verdict = "it remembers the prompt's beginning" if sticky else "the soonest"
             else:
                 verdict = "later"
@@ -120,9 +131,9 @@ class Router:
         return sorted(order, key=lambda service: not self.peers.usable(service.node_id, now))
 
     def _promises(self, question: Question, services: Sequence[Service], now: float) -> dict[Service, float]:
-        """When each would speak, with chance in it; 0.0 for one that remembers the prompt's beginning."""
+        """When each would speak, with chance in it; less than 0 for one that remembers the prompt's beginning."""
         cached = self._cached_tokens(question, now)
-        promises = {}
+        promises: dict[Service, float] = {}
         unknown = []
         for service in services:
             outlook = self.pool.outlook(service, now)
@@ -130,15 +141,15 @@ class Router:
                 unknown.append(service)
                 continue
             tokens = cached.get(service.node_id, 0)
-            if is_sticky(outlook, question.prompt_tokens, tokens):
-                promises[service] = 0.0
+            if remembers(question.prompt_tokens, tokens):
+                promises[service] = -tokens
                 continue
             later = 1 - math.exp((outlook.at - now) / UNCERTAIN_S)
             deviation = UNCERTAIN + (UNCERTAIN_LATER - UNCERTAIN) * later
             chance = math.exp(self._rng.gauss(0, deviation))
             promises[service] = estimated_ttft(outlook, question.prompt_tokens, tokens) * chance
         # Of whom nothing is known, no better and no worse is to be expected than of the others.
-        known = [promise for promise in promises.values() if promise] or [1.0]
+        known = [promise for promise in promises.values() if promise >= 0] or [1.0]
         for service in unknown:
             promises[service] = self._rng.choice(known) * math.exp(self._rng.gauss(0, UNCERTAIN_LATER))
         return promises

@@ -21,6 +21,12 @@ CHARACTERS_A_TOKEN = 3
 """A cautious guess, for the client has no tokenizer: English has about 4, code and other languages fewer."""
 STICKY_SHARE = 0.5
 """SGLang's router takes the node with the prefix from the same share on (its `cache_threshold`)."""
+STICKY_TOKENS = 64
+"""Less is computed anew as soon as it is found."""
+STICKY_FACTOR = 8.0
+STICKY_S = 0.5
+"""A node that remembers a prompt is waited for so many times as long as the soonest, and so much longer. Computing it
+anew elsewhere delays others too: so benchmarks/routing.py has 90 % of turns land on their prefix below 75 % load."""
 USUAL_ANSWER_TOKENS = 128
 """About the median in conversations (129 in Patel et al., "Splitwise", ISCA '24, section 3)."""
 TIE_S = 0.005
@@ -146,9 +152,9 @@ def shortfalls(candidates: Iterable[Candidate], wishes: Wishes) -> list[str]:
     return found
 
 
-def is_sticky(candidate: Candidate, prompt_tokens: int, cached_tokens: int) -> bool:
-    """Whether a prompt goes back to `candidate`, which is expected to remember `cached_tokens` of it."""
-    return 0 < STICKY_SHARE * prompt_tokens <= cached_tokens and candidate.state.running < candidate.state.slots
+def remembers(prompt_tokens: int, cached_tokens: int) -> bool:
+    """Whether a node that is expected to remember `cached_tokens` of a prompt is the one to go back to."""
+    return cached_tokens >= max(STICKY_TOKENS, STICKY_SHARE * prompt_tokens)
 
 
 def ranked(
@@ -161,21 +167,29 @@ def ranked(
 ) -> list[Candidate]:
     """The candidates, best first: hot-cold lexicographic (Wydrowski et al., NSDI '24, section 4).
 
-    First those with a load up to `hot_load`, by the time to their first token, but before all others one that is
-    expected to remember at least `STICKY_SHARE` of the prompt and has a slot free; then the hot ones, by load.
-    `cached_tokens` says how much of the prompt a node is expected to remember.
+    First those with a load up to `hot_load`, by the time to their first token; then the hot ones, by load. Before all
+    comes the one that remembers most of the prompt, if that is much of it, unless it is hot or so late that it
+    would be better to compute the prompt anew. `cached_tokens` says how much of the prompt a node is expected to
+    remember.
     """
     cached_tokens = cached_tokens or {}
-
-    def cost(candidate: Candidate) -> tuple[bool, bool, float, float]:
-        state = candidate.state
-        cached = cached_tokens.get(candidate.service.node_id, 0)
-        seconds = round(estimated_ttft(candidate, prompt_tokens, cached) / TIE_S)
-        load = load_of(state.running, state.waiting, state.slots)
-        if load > hot_load:
-            return True, True, load, seconds
-        return False, not is_sticky(candidate, prompt_tokens, cached), seconds, load
-
     shuffled = list(candidates)
     rng.shuffle(shuffled)
+
+    def cached(candidate: Candidate) -> int:
+        return cached_tokens.get(candidate.service.node_id, 0)
+
+    def seconds(candidate: Candidate) -> float:
+        return estimated_ttft(candidate, prompt_tokens, cached(candidate))
+
+    worth = STICKY_FACTOR * min(map(seconds, shuffled), default=0.0) + STICKY_S
+
+    def cost(candidate: Candidate) -> tuple[bool, int, float, float]:
+        load = load_of(candidate.state.running, candidate.state.waiting, candidate.state.slots)
+        ttft = round(seconds(candidate) / TIE_S)
+        if load > hot_load:
+            return True, 0, load, ttft
+        sticky = remembers(prompt_tokens, cached(candidate)) and seconds(candidate) <= worth
+        return False, -cached(candidate) if sticky else 0, ttft, load
+
     return sorted(shuffled, key=cost)

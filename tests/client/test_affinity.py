@@ -2,13 +2,12 @@
 
 import itertools
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llamanet.client.affinity import (
     BLOCK_CHARS,
-    HALF_LIFE_S,
+    MAX_AGE_S,
     MAX_BLOCKS,
     MAX_CHAIN,
     MAX_HOLDERS,
@@ -74,11 +73,24 @@ def test_a_shared_beginning_is_expected_of_all_who_had_it():
     assert expected[B] > expected[A] == chat(system)[-1].end
 
 
-def test_memories_fade():
+def test_memories_end():
     affinity = Affinity()
     affinity.asked(chat("x" * 1000), A, 0.0)
-    whole = chat("x" * 1000)[-1].end
-    assert affinity.expected(chat("x" * 1000), HALF_LIFE_S)[A] == pytest.approx(whole / 2)
+    assert affinity.expected(chat("x" * 1000), MAX_AGE_S) == {A: chat("x" * 1000)[-1].end}
+    assert affinity.expected(chat("x" * 1000), MAX_AGE_S + 1) == {}
+
+
+def test_of_two_that_were_asked_the_one_that_spoke_remembers_the_end():
+    affinity = Affinity()
+    affinity.asked(chat("Hello"), A, 0.0)
+    turn = chat("Hello", "Hi!", "How are you?")
+    affinity.asked(turn, A, 1.0)
+    affinity.asked(turn, B, 2.0)
+    affinity.gave_up(turn, A)
+    expected = affinity.expected(turn, 3.0)
+    assert expected == {A: turn[1].end, B: turn[2].end}
+    affinity.gave_up((), A)
+    affinity.gave_up(chat("Unknown"), A)
 
 
 def test_bounds():

@@ -99,7 +99,7 @@ def test_hot_nodes_come_after_cold_ones_and_by_load():
     assert labels(ranked(candidates, 100, Random(0))) == ["n0", "n1", "n3", "n2"]
 
 
-def test_a_conversation_goes_back_to_its_node_unless_that_is_hot_or_full():
+def test_a_conversation_goes_back_to_its_node_unless_that_is_hot_or_much_later():
     router = Router(Random(0))
     for service in SERVICES:
         router.heard(service, told(service, ttft_s=0.1), 20, 0.0)
@@ -111,7 +111,8 @@ def test_a_conversation_goes_back_to_its_node_unless_that_is_hot_or_full():
     explained = router.explain(ours, router.rank(ours, [*others, told(SERVICES[7])], 5.0), 5.0)
     assert explained[0].verdict == "it remembers the prompt's beginning"
     assert explained[0].cached_tokens > 450
-    assert labels(router.rank(ours, [*others, told(SERVICES[7], running=4, ttft_s=0.6)], 5.0))[0] != "n7"
+    assert labels(router.rank(ours, [*others, told(SERVICES[7], ttft_s=20.0)], 5.0))[0] != "n7"
+    assert labels(router.rank(ours, [*others, told(SERVICES[7], running=4, waiting=1)], 5.0))[0] != "n7"
     assert labels(router.rank(question(), [*others, told(SERVICES[7], ttft_s=0.6)], 5.0))[0] != "n7"
 
 
