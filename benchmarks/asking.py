@@ -82,13 +82,30 @@ def cpu_s(pid: int) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
+@attrs.frozen
+class ScriptedNode:
+    """`scripted_node.py`, running in a process of its own."""
+
+    process: "subprocess.Popen[str]"
+    dht_port: int
+
+    def overhead_s(self) -> float:
+        """Processor time of the process so far without that of its model."""
+        whole = cpu_s(self.process.pid)
+        if self.process.stdin is None or self.process.stdout is None:
+            raise ValueError("the node was started without pipes")
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return whole - float(self.process.stdout.readline())
+
+
 @contextlib.contextmanager
-def scripted_node() -> Iterator[tuple[int, int]]:
-    """Process id and DHT port of `scripted_node.py`, running."""
+def scripted_node() -> Iterator[ScriptedNode]:
+    """A node whose model draws from a list."""
     command = [sys.executable, str(Path(__file__).with_name("scripted_node.py"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""
-            yield process.pid, int(line)
+            yield ScriptedNode(process, int(line))
         finally:
             process.kill()

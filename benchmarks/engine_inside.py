@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import trio
-from asking import Ours, ask_all, cpu_s, percentile, scripted_node, words
+from asking import Ours, ask_all, percentile, scripted_node, words
 from report import Case, spread
 
 from llamanet.node.backend import Chunk
@@ -166,16 +166,16 @@ async def agreement(path: Path, quick: bool) -> list[Case]:
 
 
 async def overhead(quick: bool) -> list[Case]:
-    """Processor time of a node whose model computes nothing and draws from a list."""
+    """Processor time of a node beside that of its model."""
     tokens = 200 if quick else 2000
     cases = []
-    with scripted_node() as (pid, port):
-        async with Swarm(f"127.0.0.1:{port}") as swarm:
+    with scripted_node() as node:
+        async with Swarm(f"127.0.0.1:{node.dht_port}") as swarm:
             await ask_all(Ours(swarm), ["warm up"] * 8, 20)
             for streams in (1, 8):
-                before = cpu_s(pid)
+                before = node.overhead_s()
                 answers = await ask_all(Ours(swarm), [f"prompt {n}" for n in range(streams)], tokens)
-                spent = (cpu_s(pid) - before) / sum(answer.tokens for answer in answers)
+                spent = (node.overhead_s() - before) / sum(answer.tokens for answer in answers)
                 cases.append(
                     Case(
                         name=f"node's processor time a token, decode and draw apart, {streams} streams",
