@@ -327,7 +327,9 @@ def _lost(error: BaseException | None) -> str:
     """Why a connection was lost, in a few words."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return f"no connection ({error or type(error).__name__})"
+    if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
+        return "the connection broke"
+    return f"no connection ({error})"
 
 
 class ConnectionPool:

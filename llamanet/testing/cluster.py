@@ -50,6 +50,8 @@ class Link(trio.abc.Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send, unless the node is frozen; `node.tamper` may change what is sent, or break the connection."""
         await self._node.thawed.wait()
+        if self._node.lag:
+            await trio.sleep(self._node.lag)
         sent = self._node.tamper(bytes(data)) if self._node.tamper else data
         if sent is None:
             self.cut()
@@ -105,6 +107,8 @@ class ClusterNode:
     tamper: Callable[[bytes], bytes | None] | None = None
     """Sees each piece that the node writes to a connection, without TLS a whole websocket frame, and returns what is
     written instead; None breaks the connection."""
+    lag: float = 0.0
+    """Seconds by which each piece that it writes is late."""
     thawed: trio.Event
     """Set unless the node is frozen."""
     links: set[Link] = attrs.field(factory=set)
