@@ -25,6 +25,7 @@ from llamanet.client.client import Messages, SwarmClient
 from llamanet.client.embedding import EmbeddingReply
 from llamanet.client.generation import Chunk, Hop, Reply, Stream
 from llamanet.client.join import as_peers, as_swarm_key, local_addresses
+from llamanet.client.strategy import STRATEGIES, check_strategy
 from llamanet.dht.service import Dht, DhtConfig, serve_dht
 from llamanet.dht.transport import UdpTransport
 from llamanet.errors import ClientClosed, UserError
@@ -49,6 +50,7 @@ class Client:
         max_load: float | None = None,
         dht_port: int = 0,
         *,
+        strategy: str = STRATEGIES[0],
         swarm_key: bytes | str | None = None,
         swarm_key_file: Path | str | None = None,
     ) -> None:
@@ -59,10 +61,12 @@ class Client:
           model: the model that requests ask for unless they name another; None takes any.
           min_tps: tokens a second of one stream, below which no node will do.
           max_load: requests running and waiting for each slot, above which no node will do.
+          strategy: how a request's node is chosen: "soonest", or, to compare it with, "random", "round_robin" or
+            "least_load".
           dht_port: our UDP port; if it is taken, or 0, any free one.
           swarm_key: a private swarm's key, 32 bytes or their hexadecimal digits; or `swarm_key_file`, which holds it.
 
-        Raises `UserError` for a bootstrap peer or a key that cannot be one.
+        Raises `UserError` for a bootstrap peer or a key that cannot be one, and for an unknown strategy.
         """
         config = DhtConfig(
             port=dht_port,
@@ -71,7 +75,9 @@ class Client:
             client_mode=True,
         )
         self._model = model
-        self._thread = _SwarmThread(config, partial(SwarmClient, min_tps=min_tps, max_load=max_load))
+        self._thread = _SwarmThread(
+            config, partial(SwarmClient, min_tps=min_tps, max_load=max_load, strategy=check_strategy(strategy))
+        )
         # Not a method of ours: this must not keep us alive. It also runs when the program ends.
         self._finalizer = weakref.finalize(self, self._thread.stop)
 

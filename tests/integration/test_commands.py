@@ -26,6 +26,24 @@ def test_ask(run, bootstrap):
     assert re.fullmatch(r"node-\d, 8 tokens, \d+\.\d tokens/s, first token after \d+\.\d\d s\n", result.stderr)
 
 
+def test_ask_explains_which_node_it_chose_and_why(run, bootstrap):
+    result = run("ask", "Count: 1, 2, 3,", *COUNTING, "--explain", *bootstrap)
+    assert result.stdout == " 4, 5, 6\n"
+    head, titles, first, *others, closing = result.stderr.splitlines()
+    chosen = closing.partition(",")[0]
+    assert re.match(rf"chose {chosen} by soonest, of 3 known, with 3 probes, for a prompt of about 5 tokens; hot", head)
+    assert titles.split() == ["node", "age", "rtt", "load", "tokens/s", "cached", "first", "token", "why"]
+    assert re.fullmatch(
+        rf"{chosen} +0\.\d+ s +\d+\.\d ms +0\.00 \(0\+0/4\) +\d+\.\d +0 +\d+\.\d+ s +the soonest", first
+    )
+    assert all(re.fullmatch(r"node-\d +0\.\d+ s .* later", line) for line in others)
+    result = run("ask", "Count: 1, 2, 3,", *COUNTING, "--explain", *bootstrap, STRATEGY="round_robin")
+    assert " by round_robin, " in result.stderr
+    refused = run("ask", "Hi", "--strategy", "best", *bootstrap)
+    assert refused.returncode == 2
+    assert "'best' is not one of 'soonest', 'random', 'round_robin', 'least_load'" in refused.stderr
+
+
 def test_ask_reads_variables_and_standard_input(run, bootstrap):
     result = run("ask", "-", *COUNTING, stdin="Count: 1, 2, 3,", BOOTSTRAP_NODES=bootstrap[1])
     assert result.stdout == " 4, 5, 6\n"
