@@ -1,7 +1,19 @@
 """How does the DHT compare with PyPI's kademlia? Both on loopback in one process, a slice of each in turn.
 
-Theirs neither signs nor encrypts nor authenticates. "Equal" is both at k = 20, alpha = 3; "default" is ours at its own
-values (theirs are the same). Readers are never holders. A request is a datagram that asks for a reply.
+What each does, so that the ratios can be read for what they are:
+
+- PING, 20 at once: ours is boxed, matched to the address and key that were asked, and answered with version and state;
+  theirs is plain text, matched by a random number, and answered with an id.
+- put: ours looks up the 8 nearest nodes and sends each a signed record with the token that it gave; each checks token,
+  signature and times. Theirs looks up its k = 20 nearest and sends each the bare value. Profile "20 replicas" is ours
+  with as many, for comparison; it has no targets.
+- get, by a node that holds nothing: ours asks nearer and nearer nodes for signed records and verifies what it found.
+  Theirs asks three at a time, waits for all three, and takes the value that most of them tell.
+- "equal" is both at k = 20, alpha = 3; "default" is ours at its own values (theirs are the same). Values: 100 bytes.
+- A newcomer of ours is a client, theirs is a full node. Both know one peer.
+
+A request is a datagram that asks for a reply. While one network runs, the other stands still, as its loop does; so each
+gets a moment to itself after that, before it is measured. A ratio is the median of those of all rounds.
 """
 
 import asyncio
@@ -37,7 +49,10 @@ HOLDERS = 20
 """The larger number of replicas of the two: whoever is not among the nearest 20 holds nothing."""
 ASKERS = 20
 """Tasks that PING at once."""
-SETTLE_S = 2.0
+SETTLE_NODES = 64.0
+"""Nodes that settle in a second after joining: one after the other looks up its new neighbours."""
+PAUSE_S = 0.3
+"""After a network stood still."""
 UPKEEP_S = 60.0
 """Between two checks of a contact, and two refreshes of a bucket, of a node of ours; theirs refresh hourly, and never
 check. Hundreds of nodes that have all just joined one process would else mostly measure their own upkeep."""
@@ -45,12 +60,29 @@ DEAD_SHARE = 0.2
 SIZES = (32, 128, 512)
 DEAD_SIZE = 128
 VALUE = b"v" * 100
-PROFILES = {"default": (16, 4), "equal": (20, 3)}
+
+
+@attrs.frozen
+class Profile:
+    """How our nodes run."""
+
+    k: int
+    alpha: int
+    replicas: int
+    sizes: tuple[int, ...] = SIZES
+    has_targets: bool = True
+
+
+PROFILES = {
+    "default": Profile(16, 4, 8),
+    "20 replicas": Profile(20, 3, 20, sizes=(128,), has_targets=False),
+    "equal": Profile(20, 3, 8),
+}
 
 
 @attrs.frozen
 class Amounts:
-    """How much is done in each round."""
+    """How much is done in each round, and how many seconds a network settles for each second that it should."""
 
     rounds: int
     pings: int
@@ -58,10 +90,11 @@ class Amounts:
     gets: int
     colds: int
     dead_gets: int
+    settle: float
 
 
-QUICK = Amounts(rounds=2, pings=500, puts=12, gets=100, colds=5, dead_gets=60)
-FULL = Amounts(rounds=5, pings=5000, puts=200, gets=1000, colds=20, dead_gets=400)
+QUICK = Amounts(rounds=2, pings=500, puts=12, gets=100, colds=3, dead_gets=60, settle=0.25)
+FULL = Amounts(rounds=5, pings=5000, puts=200, gets=1000, colds=20, dead_gets=400, settle=1.0)
 
 
 def nearest(numbers: Sequence[int], key: int) -> list[int]:
@@ -81,9 +114,15 @@ class MutableTransport(UdpTransport):
 class Ours:
     """A network of our nodes."""
 
-    def __init__(self, nursery: trio.Nursery, k: int, alpha: int) -> None:
+    def __init__(self, nursery: trio.Nursery, profile: Profile) -> None:
         self.nursery = nursery
-        self.options: dict[str, Any] = {"hosts": (HOST,), "k": k, "alpha": alpha, "liveness_interval": UPKEEP_S}
+        self.options: dict[str, Any] = {
+            "hosts": (HOST,),
+            "k": profile.k,
+            "alpha": profile.alpha,
+            "replicas": profile.replicas,
+            "liveness_interval": UPKEEP_S,
+        }
         self.nodes: list[Dht] = []
         self.transports: list[MutableTransport] = []
 
@@ -143,12 +182,16 @@ class Ours:
         rate = len(keys) / (time.perf_counter() - start)
         return rate, requests / len(keys)
 
-    async def gets(self, readers: Sequence[tuple[Any, bytes]]) -> float:
+    async def gets(self, readers: Sequence[tuple[Any, bytes]]) -> tuple[float, float]:
+        requests = 0
         start = time.perf_counter()
         for node, key in readers:
+            before = node.health().requests_sent
             if not await node.get(key, limit=1):
                 raise RuntimeError("not found")
-        return len(readers) / (time.perf_counter() - start)
+            requests += node.health().requests_sent - before
+        rate = len(readers) / (time.perf_counter() - start)
+        return rate, requests / len(readers)
 
     async def colds(self, keys: Sequence[bytes]) -> list[float]:
         """Seconds from a bare newcomer that knows one peer to its first value."""
@@ -210,6 +253,9 @@ class Theirs:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.thread.submit(self.loop.run_until_complete, work).result()
 
+    def pause(self) -> None:
+        self.run(asyncio.sleep(PAUSE_S))
+
     async def start(self, number: int | None) -> Any:
         # None draws a random id.
         node_id = None if number is None else hashlib.sha1(b"%d" % number).digest()
@@ -254,12 +300,16 @@ class Theirs:
         rate = len(keys) / (time.perf_counter() - start)
         return rate, requests / len(keys)
 
-    async def gets(self, readers: Sequence[tuple[Any, bytes]]) -> float:
+    async def gets(self, readers: Sequence[tuple[Any, bytes]]) -> tuple[float, float]:
+        requests = 0
         start = time.perf_counter()
         for node, key in readers:
+            before = node.transport.requests
             if await node.get(key) is None:
                 raise RuntimeError("not found")
-        return len(readers) / (time.perf_counter() - start)
+            requests += node.transport.requests - before
+        rate = len(readers) / (time.perf_counter() - start)
+        return rate, requests / len(readers)
 
     async def colds(self, keys: Sequence[bytes]) -> list[float]:
         times = []
@@ -297,8 +347,8 @@ class Theirs:
 
 
 def compare(name: str, ours: Sequence[float], theirs: Sequence[float], unit: str, target: float | None) -> Case:
-    """Median of ours over median of theirs."""
-    ratio = statistics.median(ours) / statistics.median(theirs)
+    """Median of ours over theirs."""
+    ratio = statistics.median(our / their for our, their in zip(ours, theirs, strict=True))
     better = "higher" if unit.endswith("/s") else "lower"
     return Case(
         name=name,
@@ -315,46 +365,59 @@ def p95(times: Sequence[float]) -> float:
     return sorted(times)[int(0.95 * len(times))]
 
 
-async def measure_size(size: int, profile: str, theirs: Theirs, amounts: Amounts, *, dead: bool) -> list[Case]:
+async def measure_size(
+    size: int, name: str, profile: Profile, theirs: Theirs, amounts: Amounts, *, dead: bool
+) -> list[Case]:
     """One of our networks against theirs of the same size."""
     rng = random.Random(size)
-    label = f"N={size}, {profile}"
+    label = f"N={size}, {name}"
     figures: dict[str, tuple[list[float], list[float]]] = {}
 
-    def note(name: str, our: float, their: float) -> None:
-        ours_of, theirs_of = figures.setdefault(name, ([], []))
+    def note(what: str, our: float, their: float) -> None:
+        ours_of, theirs_of = figures.setdefault(what, ([], []))
         ours_of.append(our)
         theirs_of.append(their)
 
     async with trio.open_nursery() as nursery:
-        ours = Ours(nursery, *PROFILES[profile])
+        ours = Ours(nursery, profile)
         joins = await ours.join(size)
         theirs_joins = theirs.run(theirs.join(size)) if not theirs.nodes else None
-        await trio.sleep(SETTLE_S)
+        await trio.sleep(amounts.settle * size / SETTLE_NODES)
         keys: list[bytes] = []
         for turn in range(amounts.rounds):
-            fresh = [b"key %s %d %d" % (profile.encode(), turn, number) for number in range(amounts.puts)]
+            fresh = [b"key %s %d %d" % (name.encode(), turn, number) for number in range(amounts.puts)]
             our_keys = [hashlib.sha256(key).digest() for key in fresh]
-            note("PINGs", await ours.pings(amounts.pings), theirs.run(theirs.pings(amounts.pings)))
-            our_put, their_put = await ours.puts(our_keys, rng), theirs.run(theirs.puts(fresh, rng))
-            note("puts", our_put[0], their_put[0])
-            note("requests a put", our_put[1], their_put[1])
             keys += fresh
             chosen = [rng.choice(keys) for _ in range(amounts.gets)]
             our_readers = [(ours.reader(key, rng), key) for key in (hashlib.sha256(key).digest() for key in chosen)]
             their_readers = [(theirs.reader(key, rng), key) for key in chosen]
-            note("gets", await ours.gets(our_readers), theirs.run(theirs.gets(their_readers)))
-            note("gets, again", await ours.gets(our_readers), theirs.run(theirs.gets(their_readers)))
             cold = chosen[: amounts.colds]
+
+            await trio.sleep(PAUSE_S)
+            our_pings = await ours.pings(amounts.pings)
+            our_puts = await ours.puts(our_keys, rng)
+            theirs.pause()
+            note("PINGs", our_pings, theirs.run(theirs.pings(amounts.pings)))
+            their_puts = theirs.run(theirs.puts(fresh, rng))
+            note("puts", our_puts[0], their_puts[0])
+            note("requests a put", our_puts[1], their_puts[1])
+
+            await trio.sleep(PAUSE_S)
+            our_gets, our_again = await ours.gets(our_readers), await ours.gets(our_readers)
             our_cold = await ours.colds([hashlib.sha256(key).digest() for key in cold])
+            theirs.pause()
+            their_gets, their_again = theirs.run(theirs.gets(their_readers)), theirs.run(theirs.gets(their_readers))
+            note("gets", our_gets[0], their_gets[0])
+            note("requests a get", our_gets[1], their_gets[1])
+            note("gets, again", our_again[0], their_again[0])
             note("join and get", *(1e3 * statistics.median(t) for t in (our_cold, theirs.run(theirs.colds(cold)))))
+        targets = {"PINGs": 1.0, "puts": 2.0, "requests a put": 0.6, "gets": 1.0, "gets, again": 1.0}
+        units = {"requests a put": "", "requests a get": "", "join and get": "ms"}
         cases = [
-            compare(f"PINGs ({label})", *figures["PINGs"], "/s", 1.0),
-            compare(f"puts ({label})", *figures["puts"], "/s", 2.0),
-            compare(f"requests a put ({label})", *figures["requests a put"], "", 0.6),
-            compare(f"gets ({label})", *figures["gets"], "/s", 1.0),
-            compare(f"gets, again ({label})", *figures["gets, again"], "/s", 1.0),
-            compare(f"cold: join and first get ({label})", *figures["join and get"], "ms", None),
+            compare(
+                f"{what} ({label})", *pair, units.get(what, "/s"), targets.get(what) if profile.has_targets else None
+            )
+            for what, pair in figures.items()
         ]
         if theirs_joins is not None:
             cases.insert(0, compare(f"joins ({label})", [joins], [theirs_joins], "/s", None))
@@ -394,9 +457,11 @@ async def measure_all(amounts: Amounts) -> list[Case]:
     for size in SIZES:
         theirs = Theirs()
         try:
-            for profile in PROFILES:
-                last = profile == list(PROFILES)[-1]
-                cases += await measure_size(size, profile, theirs, amounts, dead=last and size == DEAD_SIZE)
+            for name, profile in PROFILES.items():
+                if size in profile.sizes:
+                    # At last, for the dead stay dead.
+                    dead = name == list(PROFILES)[-1] and size == DEAD_SIZE
+                    cases += await measure_size(size, name, profile, theirs, amounts, dead=dead)
         finally:
             theirs.close()
     return cases
