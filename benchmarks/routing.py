@@ -48,7 +48,7 @@ SHARES = (0.6, 0.75, 0.9)
 CLIENTS = 10
 CROWD = 1000
 CROWD_PROMPT = 500
-TALK_NODES, TALKS, TURNS = 10, 68, 8
+TALK_NODES, TALKS, TURNS = 10, 62, 8
 """Conversations at a time, and turns in each."""
 THINK_S = 15.0
 WISHES = Wishes(model="alpha")

@@ -5,7 +5,7 @@ The pool is that of Prequal (Wydrowski et al., "Load is not what you should bala
 - With each request one more goes: in turn the oldest and the worst, so that the pool does not fill with bad nodes,
   which nobody uses up.
 - Our own requests count at once: a probe that was used tells of one request more.
-- Load is hot above the `HOT_QUANTILE` of the loads that the last `LOADS` probes told.
+- Load is hot above the `HOT_QUANTILE` of the loads that the last `LOADS` probes told; but a free slot is never hot.
 - What is too old to choose by still says whom to probe: it fades within `FADE_S` into the node's average.
 """
 
@@ -27,6 +27,8 @@ EXCESS = 1.0
 """Prequal's delta: uses that are allowed beyond what keeps the pool full."""
 MAX_AGE_S = 1.0
 HOT_QUANTILE = 0.95
+"""Prequal's Q_RIF, for which the paper has 0.84; with 0.95 benchmarks/routing.py has a p99 some percent lower."""
+LEAST_HOT = 1.0
 LOADS = 128
 FADE_S = 3.0
 WAIT_WEIGHT = 0.2
@@ -80,7 +82,7 @@ class ProbePool:
     def hot_load(self) -> float:
         """The load above which a node is hot."""
         ordered = sorted(self._loads)
-        return ordered[int(HOT_QUANTILE * (len(ordered) - 1))] if ordered else math.inf
+        return max(LEAST_HOT, ordered[int(HOT_QUANTILE * (len(ordered) - 1))]) if ordered else math.inf
 
     def candidates(self, now: float) -> list[Candidate]:
         """The probes that may be chosen by, the newest first."""
@@ -110,12 +112,13 @@ class ProbePool:
         """The node does not answer."""
         self._known.pop(service, None)
 
-    def outlook(self, service: Service, now: float) -> Candidate | None:
-        """What `service` would probably say now; None if it was never probed."""
+    def outlook(self, service: Service, now: float) -> tuple[Candidate, float] | None:
+        """The last probe of `service`, and how many seconds later its answer would now probably come than it tells.
+
+        None if it was never probed.
+        """
         probed = self._known.get(service)
         if probed is None:
             return None
-        candidate = probed.candidate
-        faded = 1 - math.exp((candidate.at - now) / FADE_S)
-        wait = candidate.state.ttft_s + faded * (probed.wait_s - candidate.state.ttft_s)
-        return attrs.evolve(candidate, state=attrs.evolve(candidate.state, ttft_s=wait))
+        faded = 1 - math.exp((probed.candidate.at - now) / FADE_S)
+        return probed.candidate, faded * (probed.wait_s - probed.candidate.state.ttft_s)

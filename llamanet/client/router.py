@@ -144,10 +144,11 @@ class Router:
             if remembers(question.prompt_tokens, tokens):
                 promises[service] = -tokens
                 continue
-            later = 1 - math.exp((outlook.at - now) / UNCERTAIN_S)
-            deviation = UNCERTAIN + (UNCERTAIN_LATER - UNCERTAIN) * later
-            chance = math.exp(self._rng.gauss(0, deviation))
-            promises[service] = estimated_ttft(outlook, question.prompt_tokens, tokens) * chance
+            candidate, later_s = outlook
+            unsure = 1 - math.exp((candidate.at - now) / UNCERTAIN_S)
+            chance = self._rng.gauss(0, UNCERTAIN + (UNCERTAIN_LATER - UNCERTAIN) * unsure)
+            seconds = estimated_ttft(candidate, question.prompt_tokens, tokens) + later_s
+            promises[service] = seconds * math.exp(chance)
         # Of whom nothing is known, no better and no worse is to be expected than of the others.
         known = [promise for promise in promises.values() if promise >= 0] or [1.0]
         for service in unknown:

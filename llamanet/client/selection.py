@@ -23,7 +23,7 @@ STICKY_SHARE = 0.5
 """SGLang's router takes the node with the prefix from the same share on (its `cache_threshold`)."""
 STICKY_TOKENS = 64
 """Less is computed anew as soon as it is found."""
-STICKY_FACTOR = 8.0
+STICKY_FACTOR = 10.0
 STICKY_S = 0.5
 """A node that remembers a prompt is waited for so many times as long as the soonest, and so much longer. Computing it
 anew elsewhere delays others too: so benchmarks/routing.py has 90 % of turns land on their prefix below 75 % load."""
