@@ -217,9 +217,7 @@ class Dht:
                 if record.lifetime:
                     yield record
 
-    def _read(
-        self, key: bytes, limit: int, paths: int, crowd: Crowd | None = None
-    ) -> AsyncGenerator[Record, None]:
+    def _read(self, key: bytes, limit: int, paths: int, crowd: Crowd | None = None) -> AsyncGenerator[Record, None]:
         self._overlay.table.looked_up(key, trio.current_time())
         own = self._store.records_of(key, self.config.wall_clock())
         self._overlay.rng.shuffle(own)  # so that a limited read is a fair sample of a key with many publishers
