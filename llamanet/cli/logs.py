@@ -32,6 +32,6 @@ def set_up_logging(level: str, style: str) -> None:
         handler.setFormatter(JsonFormatter())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S"))
-    # Other libraries' chatter is of use only to those who ask for everything.
+    # Other libraries' chatter (trio-websocket logs each frame) is of use only to those who ask for everything.
     logging.basicConfig(level=logging.DEBUG if level == "debug" else logging.WARNING, handlers=[handler])
     logging.getLogger("llamanet").setLevel(level.upper())

@@ -2,8 +2,8 @@
 
 Rules:
 - A connection carries nothing before its peer has proved to be the node that was asked for (`client/tls.py`).
-- One task writes, all that waits in one piece, and one reads. A request that is cancelled sends its `Cancel` and is
-  forgotten; what still arrives for it is dropped.
+- One task writes and one reads. A request that is cancelled sends its `Cancel` and is forgotten; what still arrives for
+  it is dropped.
 - Nobody waits for a slow reader: a request whose answers pile up past `MAX_AHEAD` is cancelled at the node, and ends
   with `Failed("slow_reader")` after what has arrived. Its reader can resume it when it wants to go on.
 - When a connection is lost, or its node breaks the protocol, all its requests end with `NodeFailed` at once.
@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable
 
 import attrs
 import trio
+import wsproto.utilities
+from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_client_stream
 
 from llamanet.client.tls import client_tls, verify_peer
 from llamanet.errors import BadMessage, NodeFailed
@@ -37,7 +39,6 @@ from llamanet.wire.inference import (
     decode_node_message_untrusted,
     encode_message,
 )
-from llamanet.wire.websocket import NORMAL, ClientOpening, HandshakeRefused, WebSocket
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -57,6 +58,8 @@ MAX_OUTBOX = 4 * MAX_REQUESTS
 MAX_AHEAD = 65_536
 """Token ids and characters that may wait for the reader of one request."""
 RECEIVE_BYTES = 64 * 1024
+QUEUED_MESSAGES = 64
+"""That the library may read ahead of us, so that all that arrive together cost one change of tasks."""
 
 Answer = Accepted | Tokens | Embeddings | Finished | Failed
 OpenStream = Callable[[str, int], Awaitable[trio.abc.Stream]]
@@ -64,9 +67,12 @@ OpenStream = Callable[[str, int], Awaitable[trio.abc.Stream]]
 
 _NETWORK_ERRORS = (
     OSError,
-    HandshakeRefused,
+    ConnectionClosed,
+    HandshakeError,
     trio.BrokenResourceError,
     trio.ClosedResourceError,
+    wsproto.utilities.ProtocolError,
+    UnicodeDecodeError,  # let out by wsproto for headers that are not ASCII
 )
 
 
@@ -179,10 +185,7 @@ class Connection:
         self._ids = itertools.count()
         self._exchanges: dict[int, Exchange] = {}
         self._scope = trio.CancelScope()
-        self._websocket = WebSocket(client=True, max_message_bytes=MAX_MESSAGE_BYTES)
-        self._outbox: list[bytes] = []
-        """Frames that wait to be written."""
-        self._news = trio.lowlevel.ParkingLot()
+        self._outbox, self._to_write = trio.open_memory_channel[bytes | str](MAX_OUTBOX)
 
     @property
     def in_flight(self) -> int:
@@ -213,12 +216,11 @@ class Connection:
     def _put(self, data: bytes | str) -> None:
         if self.lost is not None:
             return
-        if len(self._outbox) >= MAX_OUTBOX:
+        try:
+            self._outbox.send_nowait(data)
+        except trio.WouldBlock:
             self._lose("it reads nothing")
             self.close()
-            return
-        self._outbox.append(self._websocket.send(data))
-        self._news.unpark_all()
 
     def _lose(self, reason: str) -> None:
         if self.lost is None:
@@ -253,12 +255,21 @@ class Connection:
                     stream = trio.SSLStream(transport, tls, https_compatible=True)
                     await stream.do_handshake()
                     verify_peer(stream, self.peer.public_key, self.peer.label)
-                rest = await self._open(stream)
-                connecting.deadline = math.inf
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write, stream)
-                    nursery.start_soon(self._close_idle)
-                    await self._read(stream, rest)
+                    websocket = await wrap_client_stream(
+                        nursery,
+                        stream,
+                        self.peer.host,
+                        "/",
+                        subprotocols=[SUBPROTOCOL_MSGPACK],
+                        message_queue_size=QUEUED_MESSAGES,
+                        max_message_size=MAX_MESSAGE_BYTES,
+                        receive_buffer_size=RECEIVE_BYTES,
+                    )
+                    connecting.deadline = math.inf
+                    nursery.start_soon(self._write, websocket)
+                    nursery.start_soon(self._close_idle, websocket)
+                    await self._read(websocket)
                     nursery.cancel_scope.cancel()
             if connecting.cancelled_caught:
                 self._lose(f"no connection within {CONNECT_S:g} s")
@@ -266,60 +277,35 @@ class Connection:
             if transport is not None:
                 await trio.aclose_forcefully(transport)
 
-    async def _open(self, stream: trio.abc.Stream) -> bytes:
-        """Open the websocket; returns what came after the handshake."""
-        opening = ClientOpening(self.peer.host, SUBPROTOCOL_MSGPACK)
-        await stream.send_all(opening.request)
-        while not opening.receive(data := await stream.receive_some(RECEIVE_BYTES)):
-            if not data:
-                raise HandshakeRefused("it closed the connection")
-        return opening.rest
-
-    async def _write(self, stream: trio.abc.Stream) -> None:
+    async def _write(self, websocket: WebSocketConnection) -> None:
         try:
-            while not self._websocket.close_sent:
-                while not self._outbox and not self._websocket.due:
-                    await self._news.park()
-                frames, self._outbox = self._outbox, []
-                await stream.send_all(b"".join((*frames, self._websocket.to_send())))
-        except trio.BrokenResourceError:
-            return  # The reader hears of it too, after all that had arrived.
+            async for data in self._to_write:
+                await websocket.send_message(data)
+        except ConnectionClosed:
+            return  # The reader hears of it too, and tells it.
 
-    async def _read(self, stream: trio.abc.Stream, data: bytes | bytearray) -> None:
+    async def _read(self, websocket: WebSocketConnection) -> None:
         try:
             while True:
-                for encoded in self._websocket.receive(data):
-                    message = decode_node_message_untrusted(encoded)
-                    if message.id is None:
-                        self._lose(f"it ended the connection: {message.message}")
-                        return
-                    if exchange := self._exchanges.get(message.id):
-                        exchange.arrive(message)
-                if self._websocket.due:
-                    self._news.unpark_all()
-                if self._websocket.closed is not None:
-                    self._lose(f"the connection was closed ({self._websocket.closed})")
-                    with trio.move_on_after(CLOSE_S):
-                        # The node closes the socket once it has our close.
-                        while await stream.receive_some(RECEIVE_BYTES):
-                            pass
+                message = decode_node_message_untrusted(await websocket.get_message())
+                if message.id is None:
+                    self._lose(f"it ended the connection: {message.message}")
                     return
-                data = await stream.receive_some(RECEIVE_BYTES)
-                if not data:
-                    self._lose("the connection was closed")
-                    return
+                if exchange := self._exchanges.get(message.id):
+                    exchange.arrive(message)
+        except ConnectionClosed as error:
+            self._lose(_lost(error))
         except BadMessage as error:
             self._lose(f"it broke the protocol: {error}")
 
-    async def _close_idle(self) -> None:
+    async def _close_idle(self, websocket: WebSocketConnection) -> None:
         idle = False
         while not idle:
             await trio.sleep(IDLE_S)
             idle = not self._exchanges and trio.current_time() - self.used_at >= IDLE_S
         self._lose("the connection was idle")
-        self._websocket.close(NORMAL)
-        self._news.unpark_all()
-        await trio.sleep(CLOSE_S)
+        with trio.move_on_after(CLOSE_S):
+            await websocket.aclose()
         self.close()
 
 
@@ -327,6 +313,9 @@ def _lost(error: BaseException | None) -> str:
     """Why a connection was lost, in a few words."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    if isinstance(error, ConnectionClosed):
+        closed = error.reason
+        return f"the connection was closed ({closed.code} {closed.reason or closed.name})" if closed else "closed"
     if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
         return "the connection broke"
     return f"no connection ({error})"

@@ -3,8 +3,8 @@
 Rules:
 - Whatever a peer sends, or does not send, ends at most its own connection: handshakes, idling and stalled sends have a
   time limit, connections, requests on each and messages a size limit, and all that comes in is decoded before use.
-- One task of a connection writes: after a step, the tokens of all its generations in one piece. A socket that does not
-  drain holds back its own generations only, and these are bounded by the engine.
+- One task of a connection writes: after a step, the tokens of all its generations in one piece (`cork.py`). A socket
+  that does not drain holds back its own generations only, and these are bounded by the engine.
 - A request ends with its connection, or with its `Cancel`, within one engine step.
 - A request is answered by `Failed` with its id and the connection goes on; only what cannot be tied to one request
   ends the connection: `Failed` without id, then the close code.
@@ -19,9 +19,12 @@ from functools import partial
 
 import attrs
 import trio
+import wsproto.utilities
+from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, wrap_server_stream
 
 from llamanet._version import __version__
 from llamanet.errors import BadMessage, EngineBusy
+from llamanet.node.cork import Cork
 from llamanet.node.engine import Engine, Generation
 from llamanet.wire.inference import (
     MAX_MESSAGE_BYTES,
@@ -39,15 +42,6 @@ from llamanet.wire.inference import (
     decode_client_message_untrusted,
     encode_message,
     request_id_of_untrusted,
-)
-from llamanet.wire.websocket import (
-    BAD_DATA,
-    GOING_AWAY,
-    POLICY,
-    UNSUPPORTED,
-    HandshakeRefused,
-    ServerOpening,
-    WebSocket,
 )
 
 if sys.version_info < (3, 11):
@@ -75,7 +69,15 @@ RECEIVE_BYTES = 64 * 1024
 _PLAIN_HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\n\r\n"
 _SPEAK_TLS = b"This port speaks TLS: use wss:// (the certificate is self-signed by the node's identity).\n"
 
-_NETWORK_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
+_GOING_AWAY, _UNSUPPORTED, _BAD_DATA, _POLICY = 1001, 1003, 1007, 1008
+"""Close codes of RFC 6455, section 7.4.1."""
+_NETWORK_ERRORS = (
+    ConnectionClosed,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    wsproto.utilities.ProtocolError,
+    UnicodeDecodeError,  # let out by wsproto for headers that are not ASCII
+)
 
 
 class Endpoint:
@@ -109,7 +111,7 @@ class Endpoint:
         """Serve one connection over `stream`, and close it."""
         try:
             await self._serve_stream(stream)
-        except (*_NETWORK_ERRORS, HandshakeRefused) as error:
+        except _NETWORK_ERRORS as error:
             log.debug("connection lost: %r", error)
         except BaseExceptionGroup as group:
             _, rest = group.split(_NETWORK_ERRORS)
@@ -127,13 +129,18 @@ class Endpoint:
             try:
                 if self._tls is not None:
                     stream = await self._open_tls(stream, self._tls)
-                opening = await _open_websocket(stream)
-                if opening is not None and self._has_room():
-                    handshake.deadline = math.inf
-                    del self._handshakes[handshake]
-                    async with trio.open_nursery() as nursery:
-                        await self._serve_connection(_Connection(self, stream, opening, nursery))
-                        nursery.cancel_scope.cancel()
+                cork = Cork(stream)
+                async with trio.open_nursery() as nursery:
+                    request = await wrap_server_stream(
+                        nursery, cork, max_message_size=MAX_MESSAGE_BYTES, receive_buffer_size=RECEIVE_BYTES
+                    )
+                    websocket = await _accept(request)
+                    if websocket is not None and self._has_room():
+                        handshake.deadline = math.inf
+                        del self._handshakes[handshake]
+                        await self._serve_connection(_Connection(self, websocket, cork, nursery))
+                    # Without this the library's reader would go on until the peer closes its side.
+                    nursery.cancel_scope.cancel()
             finally:
                 self._handshakes.pop(handshake, None)
 
@@ -219,29 +226,17 @@ class Endpoint:
             self._idle.set()
 
 
-async def _open_websocket(stream: trio.abc.Stream) -> ServerOpening | None:
-    """Open a websocket and agree on a subprotocol; None if the client leaves, or offers only others.
-
-    Raises `HandshakeRefused`.
-    """
-    opening = ServerOpening()
-    try:
-        while True:
-            data = await stream.receive_some(RECEIVE_BYTES)
-            if not data:
-                return None
-            if opening.receive(data):
-                break
-    except HandshakeRefused as error:
-        await stream.send_all(error.answer)
-        raise
-    known = [name for name in (SUBPROTOCOL_MSGPACK, SUBPROTOCOL_JSON) if name in opening.offered]
-    if opening.offered and not known:
-        body = f"known subprotocols: {SUBPROTOCOL_MSGPACK}, {SUBPROTOCOL_JSON}\n"
-        await stream.send_all(opening.reject(400, body.encode()))
-        return None
-    await stream.send_all(opening.accept(known[0] if known else None))
-    return opening
+async def _accept(request: WebSocketRequest) -> WebSocketConnection | None:
+    """Agree on a subprotocol; None if the client offers only others."""
+    offered = request.proposed_subprotocols
+    for subprotocol in (SUBPROTOCOL_MSGPACK, SUBPROTOCOL_JSON):
+        if subprotocol in offered:
+            return await request.accept(subprotocol=subprotocol)
+    if not offered:
+        return await request.accept()
+    known = f"known subprotocols: {SUBPROTOCOL_MSGPACK}, {SUBPROTOCOL_JSON}\n"
+    await request.reject(400, body=known.encode())
+    return None
 
 
 def _busy(request: Generate | Embed, error: EngineBusy) -> Failed:
@@ -259,14 +254,11 @@ class _Close(Exception):
 class _Connection:
     """One client's websocket and its requests in flight."""
 
-    def __init__(
-        self, endpoint: Endpoint, stream: trio.abc.Stream, opening: ServerOpening, nursery: trio.Nursery
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, websocket: WebSocketConnection, cork: Cork, nursery: trio.Nursery) -> None:
         self._endpoint = endpoint
-        self._stream = stream
-        self._websocket = WebSocket(client=False, max_message_bytes=MAX_MESSAGE_BYTES)
-        self._first = opening.rest
-        self._as_json = opening.subprotocol == SUBPROTOCOL_JSON
+        self._websocket = websocket
+        self._cork = cork
+        self._as_json = websocket.subprotocol == SUBPROTOCOL_JSON
         self._nursery = nursery
         self._answers = 0
         """Requests whose last answer is not sent."""
@@ -279,6 +271,8 @@ class _Connection:
         """Whole answers that wait to be written."""
         self._speaking: dict[Generation, None] = {}
         """Those that have something to say, in the order in which they had."""
+        self._closing: _Close | None = None
+        """Said after all else."""
         self._news = trio.lowlevel.ParkingLot()
 
     @property
@@ -293,20 +287,16 @@ class _Connection:
 
     async def serve(self) -> None:
         """Answer requests until either side closes, or nothing happens for too long."""
-        written = trio.Event()
-        self._nursery.start_soon(self._write, written)
+        self._nursery.start_soon(self._write)
         try:
-            try:
-                await self._read()
-            except _Close as close:
-                if close.code != GOING_AWAY:
-                    self._replies.append(Failed(code="bad_request", message=close.reason))
-                self._websocket.close(close.code, close.reason)
-            self._news.unpark_all()
+            await self._read()
+        except _Close as close:
             with trio.move_on_after(CLOSE_S):
-                await written.wait()
-                while self._websocket.closed is None and (data := await self._receive()):
-                    self._websocket.receive(data)
+                if close.code != _GOING_AWAY:
+                    self._replies.append(Failed(code="bad_request", message=close.reason))
+                self._closing = close
+                self._news.unpark_all()
+                await trio.sleep_forever()
         finally:
             for generation in self._generations.values():
                 generation.on_news = None
@@ -317,38 +307,25 @@ class _Connection:
 
     async def _read(self) -> None:
         """Take what the peer says until it closes. Raises `_Close`."""
-        data: bytes | bytearray = self._first
         while True:
-            for message in self._websocket.receive(data):
-                self._take(message)
-            if self._websocket.due:
-                self._news.unpark_all()
-            if self._websocket.closed is not None:
-                return
             with trio.move_on_after(IDLE_S) as silence:
-                data = await self._receive()
-                if not data:
-                    # Whoever is gone reads no answer.
-                    self.drop()
+                data = await self._websocket.get_message()
                 self.heard_at = trio.current_time()
-            if silence.cancelled_caught:
-                if not self._answers:
-                    raise _Close(GOING_AWAY, "idle for too long")
-                data = b""
-
-    async def _receive(self) -> bytes | bytearray:
-        return await self._stream.receive_some(RECEIVE_BYTES)
+            if not silence.cancelled_caught:
+                self._take(data)
+            elif not self._answers:
+                raise _Close(_GOING_AWAY, "idle for too long")
 
     def _take(self, data: bytes | str) -> None:
         if isinstance(data, str) != self._as_json:
             kind, other = ("text", SUBPROTOCOL_MSGPACK) if self._as_json else ("binary", SUBPROTOCOL_JSON)
-            raise _Close(UNSUPPORTED, f"messages are {kind} frames here; ask for subprotocol {other} to send others")
+            raise _Close(_UNSUPPORTED, f"messages are {kind} frames here; ask for subprotocol {other} to send others")
         try:
             message = decode_client_message_untrusted(data)
         except BadMessage as error:
             request_id = request_id_of_untrusted(data)
             if request_id is None or self._in_flight(request_id):
-                raise _Close(BAD_DATA, str(error)) from error
+                raise _Close(_BAD_DATA, str(error)) from error
             failed = Failed(id=request_id, code="bad_request", message=str(error), field=error.field, limit=error.limit)
             self._answer(failed)
             return
@@ -360,7 +337,7 @@ class _Connection:
         elif isinstance(message, Status):
             self._answer(self._endpoint.status(message))
         elif self._in_flight(message.id):
-            raise _Close(POLICY, f"request {message.id} is already in flight")
+            raise _Close(_POLICY, f"request {message.id} is already in flight")
         elif isinstance(message, Embed):
             self._begin()
             self._embeddings[message.id] = trio.CancelScope()
@@ -374,7 +351,7 @@ class _Connection:
     def _begin(self) -> None:
         """Count a request, until its last answer is sent."""
         if self._answers >= MAX_REQUESTS:
-            raise _Close(POLICY, f"more than {MAX_REQUESTS} requests in flight")
+            raise _Close(_POLICY, f"more than {MAX_REQUESTS} requests in flight")
         self._answers += 1
         self._endpoint.count_request(+1)
 
@@ -428,10 +405,10 @@ class _Connection:
         self._speaking[generation] = None
         self._news.unpark_all()
 
-    async def _write(self, written: trio.Event) -> None:
-        """Send what there is to say, each time all of it in one piece, until a close is sent."""
-        while not self._websocket.close_sent:
-            while not (self._replies or self._speaking or self._websocket.due):
+    async def _write(self) -> None:
+        """Send what there is to say, each time all of it in one piece, and the close at last."""
+        while True:
+            while not (self._replies or self._speaking or self._closing):
                 await self._news.park()
             replies, self._replies = self._replies, []
             speaking, self._speaking = self._speaking, {}
@@ -442,13 +419,16 @@ class _Connection:
                 if generation.over and generation.request.id in self._generations:
                     del self._generations[generation.request.id]
                     over += 1
-            frames = [self._websocket.send(encode_message(message, as_json=self._as_json)) for message in messages]
-            frames.append(self._websocket.to_send())
             # Only the end of the connection may interrupt a send: half a frame would garble those that follow.
             with trio.move_on_after(SEND_S) as sending:
-                await self._stream.send_all(b"".join(frames))
+                async with self._cork.corked():
+                    for message in messages:
+                        await self._websocket.send_message(encode_message(message, as_json=self._as_json))
             if sending.cancelled_caught:
                 self.drop()
                 return
             self._end(over)
-        written.set()
+            if self._closing is not None:
+                await self._websocket.aclose(self._closing.code, self._closing.reason[:100])
+                self.drop()
+                return
