@@ -107,7 +107,7 @@ def test_a_conversation_goes_back_to_its_node_unless_that_is_hot_or_much_later()
     router.asked(ours, SERVICES[7], 0.0)
     assert router.probe_order(ours, SERVICES, 5.0)[0] == SERVICES[7]
     others = [told(SERVICES[1]), told(SERVICES[2])]
-    assert labels(router.rank(ours, [*others, told(SERVICES[7], ttft_s=0.6)], 5.0))[0] == "n7"
+    assert labels(router.rank(ours, [*others, told(SERVICES[7], ttft_s=1.5)], 5.0))[0] == "n7"
     explained = router.explain(ours, router.rank(ours, [*others, told(SERVICES[7])], 5.0), 5.0)
     assert explained[0].verdict == "it remembers the prompt's beginning"
     assert explained[0].cached_tokens > 450
