@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
-from llamanet.dht.distance import distance, number_of, usable
+from llamanet.dht.distance import distance, number_of
 from llamanet.dht.guard import Drops, Guard, WriteTokens
 from llamanet.dht.handlers import Handlers
 from llamanet.dht.lookup import Lookup
@@ -23,6 +23,7 @@ from llamanet.dht.shards import Crowd
 from llamanet.dht.storage import Kept, RecordStore
 from llamanet.errors import BadMessage
 from llamanet.testing.mail import NAT_S, Mail, OnReply
+from llamanet.testing.simulated_search import SimulatedSearch
 from llamanet.testing.simulated_upkeep import Upkeep
 from llamanet.wire.envelope import MAX_DATAGRAM_BYTES, MAX_PAYLOAD_BYTES, Envelope
 from llamanet.wire.identity import Identity, NodeId, PublicKey
@@ -177,7 +178,7 @@ class SimulatedNode:
         def on_end() -> None:
             done(Found(first_value_s=None, hops=None, requests=lookup.asked))
 
-        search = _Search(self, lookup, request, on_reply, on_end)
+        search = SimulatedSearch(self, lookup, request, on_reply, on_end)
         search.step()
 
     def read(self, key: bytes, limit: int, done: Callable[[list[Record]], None], *, crowd: Crowd | None = None) -> None:
@@ -231,7 +232,7 @@ class SimulatedNode:
             if not paging:
                 end()
 
-        search = _Search(self, lookup, request(), on_reply, on_end)
+        search = SimulatedSearch(self, lookup, request(), on_reply, on_end)
         search.step()
 
     def put(self, key: bytes, value: bytes, lifetime: int, done: Callable[[Put], None], *, paths: int = 1) -> None:
@@ -326,7 +327,7 @@ class SimulatedNode:
             self.table.looked_up(target, self.simulation.now)
             done({contact: tokens[contact] for contact in lookup.closest()})
 
-        _Search(self, lookup, request, on_reply, on_end).step()
+        SimulatedSearch(self, lookup, request, on_reply, on_end).step()
         return lookup
 
     # --- messages -----------------------------------------------------------------------------------------------------
@@ -389,45 +390,3 @@ class SimulatedNode:
     def note_overdue(self, contact: Contact) -> None:
         """`contact` did not answer in time."""
         self.table.failed(contact, self.simulation.now)
-
-
-class _Search:
-    """A lookup under way, as in `dht.search`: overdue requests free their places, late answers count."""
-
-    def __init__(
-        self, node: SimulatedNode, lookup: Lookup, request: Request, on_reply: OnReply, on_end: Callable[[], None]
-    ) -> None:
-        self.ended = False
-        self._node = node
-        self._lookup = lookup
-        self._request = request
-        self._on_reply = on_reply
-        self._on_end = on_end
-
-    def step(self) -> None:
-        """Ask whom the lookup names."""
-        node, lookup = self._node, self._lookup
-        while (contact := lookup.next()) is not None:
-            if lookup.narrow:
-                node.simulation.after(node.round_trips.expected(contact.public_key), self._widen)
-            node.ask(contact, self._request, self._take)
-        if lookup.finished:
-            self.ended = True
-            self._on_end()
-
-    def _widen(self) -> None:
-        if self._lookup.narrow and not self.ended:
-            self._lookup.widen()
-            self.step()
-
-    def _take(self, contact: Contact, reply: Reply | None) -> None:
-        if self.ended:
-            return
-        self._lookup.widen()
-        if isinstance(reply, Nodes | Values):
-            self._lookup.answered(contact, usable(reply.contacts, contact.address.host))
-        else:
-            self._lookup.overdue(contact)
-        self._on_reply(contact, reply)
-        if not self.ended:
-            self.step()
