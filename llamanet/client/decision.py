@@ -2,7 +2,10 @@
 
 import attrs
 
+from llamanet.client.peers import PeerMemory
 from llamanet.client.selection import Candidate, estimated_ttft, load_of
+
+TITLES = ("node", "age", "rtt", "load", "ours", "tokens/s", "seen", "cached", "first token", "why")
 
 
 @attrs.frozen(kw_only=True)
@@ -19,7 +22,11 @@ class Considered:
     waiting: int | None = None
     slots: int | None = None
     tokens_per_second: float | None = None
-    """Of one stream."""
+    """Of one stream, as it says."""
+    seen_tokens_per_second: float = 0.0
+    """Of one stream, as this client saw it; 0.0 if it saw none."""
+    ours: int = 0
+    """This client's own requests there that are not over."""
     cached_tokens: int = 0
     """How much of the prompt it is expected to remember."""
     ttft_s: float | None = None
@@ -52,15 +59,17 @@ class Decision:
             f"chose {self.node_id} by {self.strategy}, of {self.known} known, with {self.probes} probes, "
             f"for a prompt of about {self.prompt_tokens} tokens; hot is a load above {self.hot_load:.2f}"
         )
-        rows = [("node", "age", "rtt", "load", "tokens/s", "cached", "first token", "why"), *map(_row, self.considered)]
+        rows = [TITLES, *map(_row, self.considered)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
         return "\n".join((head, *lines))
 
 
-def considered(candidate: Candidate, prompt_tokens: int, cached_tokens: int, now: float, verdict: str) -> Considered:
+def considered(
+    candidate: Candidate, peers: PeerMemory, prompt_tokens: int, cached_tokens: int, now: float, verdict: str
+) -> Considered:
     """What was known of `candidate`."""
-    state = candidate.state
+    state, node_id = candidate.state, candidate.service.node_id
     return Considered(
         node_id=candidate.service.facts.label,
         age_s=now - candidate.at,
@@ -69,6 +78,8 @@ def considered(candidate: Candidate, prompt_tokens: int, cached_tokens: int, now
         waiting=state.waiting,
         slots=state.slots,
         tokens_per_second=state.tokens_per_second,
+        seen_tokens_per_second=peers.tokens_per_second(node_id),
+        ours=peers.in_flight(node_id),
         cached_tokens=cached_tokens,
         ttft_s=estimated_ttft(candidate, prompt_tokens, cached_tokens),
         verdict=verdict,
@@ -77,13 +88,15 @@ def considered(candidate: Candidate, prompt_tokens: int, cached_tokens: int, now
 
 def _row(node: Considered) -> tuple[str, ...]:
     if node.slots is None or node.running is None or node.waiting is None:
-        return (node.node_id, *("",) * 6, node.verdict)
+        return (node.node_id, *("",) * (len(TITLES) - 2), node.verdict)
     return (
         node.node_id,
         f"{node.age_s or 0:.3f} s",
         f"{1000 * (node.rtt or 0):.1f} ms",
         f"{load_of(node.running, node.waiting, node.slots):.2f} ({node.running}+{node.waiting}/{node.slots})",
+        str(node.ours),
         f"{node.tokens_per_second or 0:.1f}",
+        f"{node.seen_tokens_per_second:.1f}" if node.seen_tokens_per_second else "-",
         str(node.cached_tokens),
         f"{node.ttft_s or 0:.3f} s",
         node.verdict,

@@ -124,7 +124,7 @@ class Router:
                 verdict = "it remembers the prompt's beginning" if sticky else "the soonest"
             else:
                 verdict = "later"
-            explained.append(considered(candidate, question.prompt_tokens, tokens, now, verdict))
+            explained.append(considered(candidate, self.peers, question.prompt_tokens, tokens, now, verdict))
         return tuple(explained)
 
     def _doubtful_last(self, order: list[Service], now: float) -> list[Service]:

@@ -39,6 +39,18 @@ async def test_each_reply_says_why_its_node_was_asked(autojump_clock, nursery):
     assert table[2].endswith("the soonest")
 
 
+async def test_what_a_node_says_is_told_beside_what_was_seen_of_it(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(1, step_time=0.02)
+    client = await cluster.start_client()
+    async with client.stream("one", max_tokens=50, **GREEDY) as stream:
+        for _ in range(20):
+            await stream.__anext__()
+        [told] = (await ask(client)).choices[0].considered
+    assert (told.ours, told.running) == (1, 1)
+    assert told.seen_tokens_per_second == pytest.approx(told.tokens_per_second, rel=0.2)
+
+
 async def test_a_move_is_a_second_choice_and_says_why_the_first_is_out(autojump_clock, nursery):
     cluster = Cluster(nursery)
     await cluster.start_nodes(2, step_time=0.01)

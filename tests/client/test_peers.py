@@ -26,7 +26,7 @@ def test_of_strangers_there_is_patience_and_no_percentile():
     assert memory.gap_limit_s(A, 0.0) == GAP_LIMITS_S[1]
     assert memory.hedge_after_s(A, 100) is None
     assert memory.usable(A, 0.0)
-    assert (memory.in_flight(A), memory.failures(A), memory.tokens_per_second(A)) == (0, 0, 0.0)
+    assert (memory.in_flight(A), memory.tokens_per_second(A), memory.doubt(A, 0.0)) == (0, 0.0, None)
 
 
 def test_the_limit_follows_the_nodes_own_times_and_the_prompts_length():
@@ -91,7 +91,7 @@ def test_one_request_at_a_time_tries_a_node_that_failed():
     assert not memory.usable(A, OPEN_S + 1)
     memory.first_token(A, 0.1, 10, OPEN_S + 2)
     assert memory.usable(A, OPEN_S + 2)
-    assert memory.failures(A) == 0
+    assert memory.doubt(A, OPEN_S + 2) is None
 
 
 def test_what_fails_together_counts_once():
@@ -100,7 +100,7 @@ def test_what_fails_together_counts_once():
         memory.began(A, 0.0)
     for _ in range(100):
         memory.failed(A, 1.0)
-    assert memory.failures(A) == 1
+    assert memory.doubt(A, 1.0) == "it failed lately"
     assert memory.usable(A, 1.0 + OPEN_S)
 
 

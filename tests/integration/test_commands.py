@@ -32,9 +32,21 @@ def test_ask_explains_which_node_it_chose_and_why(run, bootstrap):
     head, titles, first, *others, closing = result.stderr.splitlines()
     chosen = closing.partition(",")[0]
     assert re.match(rf"chose {chosen} by soonest, of 3 known, with 3 probes, for a prompt of about 5 tokens; hot", head)
-    assert titles.split() == ["node", "age", "rtt", "load", "tokens/s", "cached", "first", "token", "why"]
+    assert titles.split() == [
+        "node",
+        "age",
+        "rtt",
+        "load",
+        "ours",
+        "tokens/s",
+        "seen",
+        "cached",
+        "first",
+        "token",
+        "why",
+    ]
     assert re.fullmatch(
-        rf"{chosen} +0\.\d+ s +\d+\.\d ms +0\.00 \(0\+0/4\) +\d+\.\d +0 +\d+\.\d+ s +the soonest", first
+        rf"{chosen} +0\.\d+ s +\d+\.\d ms +0\.00 \(0\+0/4\) +0 +\d+\.\d +- +0 +\d+\.\d+ s +the soonest", first
     )
     assert all(re.fullmatch(r"node-\d +0\.\d+ s .* later", line) for line in others)
     result = run("ask", "Count: 1, 2, 3,", *COUNTING, "--explain", *bootstrap, STRATEGY="round_robin")
