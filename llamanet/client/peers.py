@@ -169,6 +169,11 @@ class PeerMemory:
         peer = self._peers.get(node_id)
         return peer.in_flight if peer else 0
 
+    def failures(self, node_id: NodeId) -> int:
+        """How often the node failed since its last token."""
+        peer = self._peers.get(node_id)
+        return peer.failures if peer else 0
+
     def tokens_per_second(self, node_id: NodeId) -> float:
         """Of one stream, as we saw it; 0.0 if we saw none."""
         peer = self._peers.get(node_id)
