@@ -8,7 +8,7 @@ import statistics
 import time
 
 import trio
-from engine import Ours, ask_all, scripted_node
+from asking import Ours, ask_all, scripted_node
 from report import Case, main, spread
 
 from llamanet.swarm import Swarm
@@ -34,8 +34,8 @@ async def request_cost(swarm: Swarm, requests: int) -> float:
 async def _measure(rounds: int, tokens: int, requests: int) -> list[Case]:
     a_token: dict[int, list[float]] = {streams: [] for streams in STREAMS}
     a_request = []
-    with scripted_node() as (_, port):
-        async with Swarm(f"127.0.0.1:{port}") as swarm:
+    with scripted_node() as node:
+        async with Swarm(f"127.0.0.1:{node.dht_port}") as swarm:
             await request_cost(swarm, 80)
             for _ in range(rounds):
                 for streams in STREAMS:

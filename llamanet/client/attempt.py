@@ -22,12 +22,15 @@ from llamanet.errors import NodeFailed, RpcTimeout
 from llamanet.wire.inference import Accepted, Embed, Generate, Tokens
 from llamanet.wire.rpc import Contact
 
-SILENCE_S = 0.75
+SILENCE_S = 0.5
 """The least silence after which a node is asked whether it is alive..."""
 SILENT_GAPS = 4
 """...and so many times its usual time between tokens."""
-PING_S = 0.5
+PING_S = 0.3
+PING_ROUND_TRIPS = 3
+"""A PING is waited for so long, or so many times the node's round trip..."""
 PINGS = 2
+"""...and sent so often."""
 HUNG_ESTIMATES = 4
 """A node that is alive hangs when the first token takes so many times its own estimate: a long prompt, a queue..."""
 HUNG_GAPS = 20
@@ -141,9 +144,10 @@ class Attempt:
         """Raises `NodeFailed` if a silent node is dead, or hangs."""
         service = self.candidate.service
         contact = Contact(service.public_key, self.candidate.address)
+        timeout = max(PING_S, PING_ROUND_TRIPS * self.candidate.rtt)
         for _ in range(PINGS):
             try:
-                pong = (await self._access.dht.ping(contact, model=service.model, timeout=PING_S)).pong
+                pong = (await self._access.dht.ping(contact, model=service.model, timeout=timeout)).pong
             except RpcTimeout:
                 continue
             for state in pong.models:

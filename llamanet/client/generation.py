@@ -134,6 +134,8 @@ class Stream:
         self._choice: Choice | None = None
         self._attempt: Attempt | None = None
         self._hedged = not may_hedge
+        self._won: tuple[Attempt, Answer] | None = None
+        """What the first of two nodes said."""
         self._has_turn = False
         self._started_at = self._first_at = self._last_at = trio.current_time()
         self._wait_until = self._started_at + wait
@@ -159,10 +161,10 @@ class Stream:
             while self.finish_reason is None:
                 if self._attempt is None:
                     self._attempt = await self._ask()
-                elif (heard := await self._next_answer(self._attempt)) is not None:
-                    chunk = self._judge(*heard)
-                    if chunk is not None:
-                        return chunk
+                    continue
+                heard = self._take_won() or await self._next_answer(self._attempt)
+                if heard is not None and (chunk := self._judge(*heard)) is not None:
+                    return chunk
         finally:
             self._give_up_turn()
         raise StopAsyncIteration
@@ -207,7 +209,7 @@ class Stream:
             await self._nobody_is_left(self._choice)
             self._choice = None
             return None
-        self._answers_now(attempt)
+        self.node_id, self.model = attempt.label, attempt.candidate.service.model
         return attempt
 
     async def _ask_next(self, choice: Choice) -> Attempt | None:
@@ -218,9 +220,6 @@ class Stream:
             self.choices = (*self.choices, choice.decision)[-MAX_CHOICES:]
         request = attrs.evolve(self._request, resume=tuple(self.token_ids))
         return Attempt(self._access, candidate, request, self._prompt_tokens())
-
-    def _answers_now(self, attempt: Attempt) -> None:
-        self.node_id, self.model = attempt.label, attempt.candidate.service.model
 
     async def _nobody_is_left(self, choice: Choice) -> None:
         """Wait, if that may help; raise if it will not."""
@@ -240,7 +239,10 @@ class Stream:
         if trio.current_time() + pause > self._wait_until:
             raise error
         if not self._has_turn:
+            behind = self._access.lobby.crowded(self._request.model)
             await self._wait_for_turn()
+            if behind:
+                return  # Who was before has just found a place, or gone.
         await trio.sleep(pause)
 
     async def _wait_for_turn(self) -> None:
@@ -286,14 +288,13 @@ class Stream:
             self._blame(attempt, error.reason)
             return None
         self._hedged = True
-        if self._choice is None or not self._access.hedges.spend():
-            return None
-        return await self._race(attempt, self._choice)
+        if self._choice is not None and self._access.hedges.spend():
+            await self._race(attempt, self._choice)
+        return None
 
-    async def _race(self, first: Attempt, choice: Choice) -> tuple[Attempt, Answer] | None:
-        """Ask a second node, and take the first that speaks; the other one is cancelled."""
+    async def _race(self, first: Attempt, choice: Choice) -> None:
+        """Ask a second node. The first of them to speak is the one that answers; the other one is cancelled."""
         rivals = [first]
-        won: list[tuple[Attempt, Answer]] = []
 
         async def listen(attempt: Attempt) -> None:
             try:
@@ -308,8 +309,9 @@ class Stream:
                 self._blame(attempt, error.reason)
                 rivals.remove(attempt)
                 return
-            won.append((attempt, answer))
-            nursery.cancel_scope.cancel()
+            if self._won is None:
+                self._won = attempt, answer
+                nursery.cancel_scope.cancel()
 
         async def start_second() -> None:
             second = await self._ask_next(choice)
@@ -322,18 +324,20 @@ class Stream:
                 nursery.start_soon(listen, first)
                 nursery.start_soon(start_second)
         finally:
+            # Also when cancelled: what was said is not lost, and nobody goes on unheard.
+            winner = self._won[0] if self._won else first
             for rival in rivals:
-                if rival is not first and not (won and rival is won[0][0]):
+                if rival not in (first, winner):
                     rival.finish()
-        if not won:
-            return None
-        winner = won[0][0]
-        if winner is not first:
-            if first in rivals:
-                self._leave(first, "another node spoke sooner")
-            self._attempt = winner
-            self._answers_now(winner)
-        return won[0]
+            if winner is not first:
+                if first in rivals:
+                    self._leave(first, "another node spoke sooner")
+                self._attempt = winner
+                self.node_id, self.model = winner.label, winner.candidate.service.model
+
+    def _take_won(self) -> tuple[Attempt, Answer] | None:
+        won, self._won = self._won, None
+        return won
 
     def _judge(self, attempt: Attempt, answer: Answer) -> Chunk | None:
         """What an answer means for the caller; the node is left if it must be."""

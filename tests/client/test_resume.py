@@ -92,4 +92,4 @@ async def test_a_node_that_drains_too_long_is_left_without_blame(autojump_clock,
                     engine._close()
     assert list(stream.token_ids) == IDS
     assert stream.hops == ((node.label, "the node is shutting down"),)
-    assert client._access.peers.failures(node.dht.identity.node_id) == 0
+    assert client._access.peers.usable(node.dht.identity.node_id, trio.current_time())
