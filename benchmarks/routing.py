@@ -218,6 +218,11 @@ def measure(quick: bool) -> list[Case]:
     if not quick:
         plot(found)
     cases = [case for share in SHARES for case in load_cases(found, share)]
+    for clients in (1, 100):
+        outcome = merge([run("ours", 0.75, requests, seed, clients) for seed in seeds])
+        tail, best = percentile(outcome.ttfts, 0.99), percentile(found["oracle", 0.75].ttfts, 0.99)
+        name = f"at 75 %, {clients} clients instead of {CLIENTS}: p99 TTFT, ours to the oracle"
+        cases.append(Case(name=name, value=tail / best, unit="x", better="lower", ours=row(outcome)))
     ours = found["ours", 0.75]
     cases += [
         Case(

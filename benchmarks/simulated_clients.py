@@ -14,7 +14,9 @@ from typing import Any
 import attrs
 from simulated_swarm import SLOTS, Clock, Job, SimulatedNode, Wait, capacity
 
+from llamanet.client.attempt import HUNG_ESTIMATES
 from llamanet.client.directory import Service
+from llamanet.client.hedge import HedgeBudget
 from llamanet.client.pool import PROBES
 from llamanet.client.probe import GRACE_S
 from llamanet.client.router import Question, Router
@@ -35,9 +37,6 @@ WARM_UP_S = 60.0
 BACKGROUND_ON_S, BACKGROUND_OFF_S, BACKGROUND_LOAD = 20.0, 80.0, 0.5
 """A node's own load: for how long, and how much of its capacity."""
 BAD_S, BAD_SHARE, SLOW = 30.0, 0.05, 0.1
-HEDGES = 0.05
-HUNG_ESTIMATES = 4
-"""As in client/attempt.py."""
 IDLE_S = 60.0
 """A connection that was used within this time is there; another costs three round trips more."""
 Process = Generator[Any, Any, Any]
@@ -147,7 +146,7 @@ class Client:
         self.rtts = {at: self.rng.uniform(*RTT_S) for at in world.services}
         self.connected = dict.fromkeys(world.services, -math.inf)
         self.turn = self.rng.randrange(NODES)
-        self.requests = self.hedges = 0
+        self.hedges = HedgeBudget()
 
     # --- where to -----------------------------------------------------------------------------------------------------
 
@@ -221,8 +220,9 @@ class Client:
         """Ask until there is a first token, then to the end; returns the node that gave the first token, or None."""
         clock, prompt = self.world.clock, question.prompt_tokens
         start, counted = clock.now, clock.now > WARM_UP_S
-        self.requests += 1
+        self.hedges.earn()
         self.count(requests=1)
+        hedged = self.strategy == "oracle"
         left, answered = float(answer), None
         excluded: set[Service] = set()
         asked: set[Service] = set()
@@ -243,7 +243,7 @@ class Client:
                 excluded = set()
                 continue
             asked |= {attempt.at for attempt in attempts}
-            hedge_at = self.hedge_at(attempts, question)
+            hedge_at = math.inf if hedged or answered else self.hedge_at(attempts[0], question)
             limit = min(self.limit(attempt, question) for attempt in attempts)
             news = next((attempt.job for attempt in attempts if attempt.job.first_at is not None), None)
             if news is None:
@@ -255,7 +255,9 @@ class Client:
                     self.give_up(late, failed=True)
                     attempts = [attempt for attempt in attempts if attempt not in late]
                 elif clock.now >= hedge_at - 1e-9:
-                    self.hedges += 1
+                    hedged = True
+                    if not self.hedges.spend():
+                        continue
                     others = yield from self.choose(question, excluded | {attempts[0].at})
                     attempt = yield from self.ask_one_of(others[:1], question, left)
                     attempts += [] if attempt is None else [attempt]
@@ -316,12 +318,10 @@ class Client:
                 return False
         return True
 
-    def hedge_at(self, attempts: list[Attempt], question: Question) -> float:
+    def hedge_at(self, attempt: Attempt, question: Question) -> float:
         """When a second node is asked."""
-        if len(attempts) != 1 or self.hedges >= HEDGES * self.requests or self.strategy == "oracle":
-            return math.inf
-        after = self.peers.hedge_after_s(attempts[0].at.node_id, question.prompt_tokens)
-        return math.inf if after is None else attempts[0].began + after
+        after = self.peers.hedge_after_s(attempt.at.node_id, question.prompt_tokens)
+        return math.inf if after is None else attempt.began + after
 
     def limit(self, attempt: Attempt, question: Question) -> float:
         """When a node that gave no token is left."""

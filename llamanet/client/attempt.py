@@ -67,6 +67,8 @@ class Attempt:
         self.asked_at = self.heard_at = trio.current_time()
         self._access = access
         self._prompt_tokens = prompt_tokens
+        # Not what it says later: a node that hangs says ever more.
+        self._expected_s = estimated_ttft(candidate, prompt_tokens)
         self._embeds = isinstance(request, Embed)
         self._gap = 0.0
         self._ended = False
@@ -165,7 +167,7 @@ class Attempt:
             return math.inf  # How long a text takes is known to nobody; the caller's deadline bounds it.
         now, node_id, peers = trio.current_time(), self.candidate.service.node_id, self._access.peers
         if not self.spoke:
-            estimate = HUNG_ESTIMATES * estimated_ttft(self.candidate, self._prompt_tokens)
+            estimate = HUNG_ESTIMATES * self._expected_s
             # A node that has served nobody yet does not know how long its queue takes.
             queue = QUEUE_S if self.candidate.state.waiting else 0.0
             return max(peers.first_token_limit_s(node_id, self._prompt_tokens, now), estimate, queue)

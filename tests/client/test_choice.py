@@ -183,3 +183,26 @@ async def test_a_late_answer_is_heard(autojump_clock, nursery):
     await trio.sleep(TRIES * TIMEOUT_S)
     reply = await ask(client, model="alpha")
     assert {node.node_id for node in reply.choices[0].considered} == {"node-0", "node-1"}
+
+
+async def test_a_hanging_node_is_left_though_it_says_ever_more(autojump_clock, nursery):
+    """Its time to the first token grows with the step that hangs; that must not buy it patience."""
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(2)
+    client = await cluster.start_client(strategy="round_robin")
+    for number in range(6):
+        await ask(client, f"prompt {number}", model="alpha")
+    node = cluster.nodes["node-0"]
+    node.backend.step_time = 10_000.0
+    [engine] = node.host.endpoint.engines.values()
+
+    async def hang():
+        while not engine.state().running:
+            await trio.sleep(0.01)
+        engine._core.rates.step_began = engine._worker.clock()
+
+    nursery.start_soon(hang)
+    start = trio.current_time()
+    replies = [await ask(client, f"further prompt {number}", model="alpha") for number in range(2)]
+    assert trio.current_time() - start < 10
+    assert [hop for reply in replies for hop in reply.hops] == [("node-0", "it hangs: alive, but no token comes")]
