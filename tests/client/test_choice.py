@@ -196,13 +196,17 @@ async def test_a_hanging_node_is_left_though_it_says_ever_more(autojump_clock, n
     node.backend.step_time = 10_000.0
     [engine] = node.host.endpoint.engines.values()
 
-    async def hang():
-        while not engine.state().running:
-            await trio.sleep(0.01)
-        engine._core.rates.step_began = engine._worker.clock()
+    replies = []
 
-    nursery.start_soon(hang)
+    async def ask_both():
+        for number in range(2):
+            replies.append(await ask(client, f"further prompt {number}", model="alpha"))
+
     start = trio.current_time()
-    replies = [await ask(client, f"further prompt {number}", model="alpha") for number in range(2)]
+    async with trio.open_nursery() as inner:
+        inner.start_soon(ask_both)
+        await trio.sleep(0.2)
+        assert engine.state().running == 1
+        engine._core.rates.step_began = trio.current_time()
     assert trio.current_time() - start < 10
     assert [hop for reply in replies for hop in reply.hops] == [("node-0", "it hangs: alive, but no token comes")]
