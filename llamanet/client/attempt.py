@@ -24,7 +24,7 @@ from llamanet.wire.rpc import Contact
 
 SILENCE_S = 0.5
 """The least silence after which a node is asked whether it is alive..."""
-SILENT_GAPS = 4
+SILENT_GAPS = 2
 """...and so many times its usual time between tokens."""
 PING_S = 0.3
 PING_ROUND_TRIPS = 3

@@ -20,7 +20,7 @@ import trio
 from llamanet.client.generation import Hop, Reply
 from llamanet.errors import LlamaNetError
 from llamanet.wire.codec import from_map_untrusted, to_map
-from llamanet.wire.inference import TokenLogprobs, Usage
+from llamanet.wire.inference import Timings, TokenLogprobs, Usage
 
 AHEAD = 4
 
@@ -91,7 +91,8 @@ class Journal:
 def _plain(reply: Reply) -> dict[str, Any]:
     plain = attrs.asdict(reply, recurse=False)
     del plain["choices"]
-    return plain | {"usage": to_map(reply.usage), "logprobs": [to_map(told) for told in reply.logprobs]}
+    told = {"usage": to_map(reply.usage), "timings": to_map(reply.timings)}
+    return plain | told | {"logprobs": [to_map(told) for told in reply.logprobs]}
 
 
 def _reply(plain: dict[str, Any]) -> Reply:
@@ -101,6 +102,7 @@ def _reply(plain: dict[str, Any]) -> Reply:
             "token_ids": tuple(plain["token_ids"]),
             "logprobs": tuple(from_map_untrusted(TokenLogprobs, told) for told in plain["logprobs"]),
             "usage": from_map_untrusted(Usage, plain["usage"]),
+            "timings": from_map_untrusted(Timings, plain["timings"]),
             "hops": tuple(Hop(*hop) for hop in plain["hops"]),
             "digests": tuple(plain["digests"]),
         }

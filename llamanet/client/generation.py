@@ -24,7 +24,7 @@ from llamanet.client.decision import Decision
 from llamanet.client.selection import Wishes, tokens_in
 from llamanet.errors import NodeFailed, NoNodeServes, RequestRefused, SwarmBusy
 from llamanet.wire.identity import PublicKey
-from llamanet.wire.inference import Accepted, Failed, Finished, Generate, TokenLogprobs, Tokens, Usage
+from llamanet.wire.inference import Accepted, Failed, Finished, Generate, Timings, TokenLogprobs, Tokens, Usage
 
 WAIT_S = 10.0
 """How long a request waits while all nodes are busy, unless it says otherwise."""
@@ -72,6 +72,8 @@ class Reply:
     finish_reason: str
     """`stop`, `length`, or `context` (the node's was full)."""
     usage: Usage
+    timings: Timings
+    """Where the node that finished it spent its time."""
     ttft: float | None
     """Seconds until the first token, finding a node included; None if there is no token."""
     tokens_per_second: float
@@ -140,6 +142,7 @@ class Stream:
         self._started_at = self._first_at = self._last_at = trio.current_time()
         self._wait_until = self._started_at + wait
         self._cached_tokens: int | None = None
+        self._timings = Timings()
         self._too_long: RequestRefused | None = None
 
     @property
@@ -181,6 +184,7 @@ class Stream:
             node_id=self.node_id or "",
             finish_reason=self.finish_reason,
             usage=self.usage,
+            timings=self._timings,
             ttft=self.ttft,
             tokens_per_second=self.tokens_per_second,
             generation_time=self._last_at - self._started_at,
@@ -359,6 +363,7 @@ class Stream:
                 raise NodeFailed(attempt.label, f"it counts {counted} tokens where {len(self.token_ids)} came")
             cached = attempt.cached_tokens if self._cached_tokens is None else self._cached_tokens
             self.usage = attrs.evolve(answer.usage, cached_tokens=cached)
+            self._timings = answer.timings
             self.finish_reason = answer.reason
             self.close()
         elif isinstance(answer, Failed):
