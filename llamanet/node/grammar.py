@@ -10,11 +10,15 @@ from typing import Any
 
 from llamanet.errors import RequestRefused
 from llamanet.node.gbnf import Grammar, GrammarError
+from llamanet.node.gbnf_stacks import check_stacks
 
 MAX_REPEATS = 1_000
 """The highest count in a schema."""
 MAX_PATTERN_REPEATS = 10_000
 """All counts in one regular expression, multiplied."""
+
+MAX_OPTIONAL = 100
+"""Optional properties of one object; the converter's grammar grows with their square."""
 
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 _REPETITION = re.compile(r"\{\s*(\d{0,10})\s*,?\s*(\d{0,10})")
@@ -25,7 +29,7 @@ def check_grammar(grammar: str, field: str = "sampling.grammar") -> None:
     if "\0" in grammar:
         raise RequestRefused("the grammar has a NUL character", field, "GBNF without")
     try:
-        Grammar(grammar).check_stacks()
+        check_stacks(Grammar(grammar))
     except GrammarError as error:
         raise RequestRefused(str(error), field, error.limit or "GBNF with a rule root") from error
 
@@ -44,6 +48,7 @@ def json_schema_grammar(schema: str) -> str:
     try:
         _check_schema(plain)
         grammar: str = json_schema_to_gbnf(schema)
+        grammar.encode()  # JSON can write lone surrogates, which are no text
     except (
         ArithmeticError,
         AssertionError,
@@ -60,6 +65,11 @@ def json_schema_grammar(schema: str) -> str:
 
 
 def _check_schema(value: Any) -> None:
+    if type(value) is dict and type(properties := value.get("properties")) is dict:
+        required = value.get("required")
+        optional = len(properties.keys() - set(required if type(required) is list else ()))
+        if optional > MAX_OPTIONAL:
+            raise _schema_refused(f"an object has {optional} optional properties", f"at most {MAX_OPTIONAL}")
     for name, entry in value.items() if type(value) is dict else enumerate(value) if type(value) is list else ():
         if name in _COUNTS and type(entry) is int and entry > MAX_REPEATS:
             raise _schema_refused(f"{name} is {entry}", f"at most {MAX_REPEATS}")

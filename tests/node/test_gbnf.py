@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from llamanet.node.gbnf import MAX_NESTING, MAX_STACKS, Grammar, GrammarError
+from llamanet.node.gbnf import MAX_NESTING, Grammar, GrammarError
+from llamanet.node.gbnf_stacks import MAX_STACKS, check_stacks
 
 JSON = r"""
 root   ::= object
@@ -20,7 +21,7 @@ ws ::= | " " | "\n" [ \t]{0,20}
 
 def checked(text: str) -> Grammar:
     grammar = Grammar(text)
-    grammar.check_stacks()
+    check_stacks(grammar)
     return grammar
 
 
@@ -96,6 +97,9 @@ def rules(last: int, line: str) -> str:
         'root ::= "q"{1000} s\ns ::= "x" "1" | "x" "2" | "x" "3" | "a" s "b" | "a" s "c"',
         'root ::= ("a"?){1000} "b"',
         "root ::= " + " | ".join(f'"w{number}"' for number in range(MAX_STACKS + 1)),
+        "root ::= " + "a " * 30 + '\na ::= "a"? "b"? "a"?',
+        'root ::= "' + "q" * 60 + '" ' + "a " * 30 + '\na ::= "a"? "b"? "a"?',
+        'root ::= "' + "q" * 60 + '" s t\ns ::= "x" ' + '"a"? ' * 10 + "\nt ::= " + '"a"? ' * 10,
     ],
 )
 def test_too_many_ways_to_read_a_text_are_refused_at_once(text: str) -> None:

@@ -7,7 +7,11 @@ import pytest
 
 from llamanet.errors import RequestRefused
 from llamanet.node.gbnf import MAX_NESTING
-from llamanet.node.grammar import MAX_REPEATS, check_grammar, json_schema_grammar
+from llamanet.node.grammar import MAX_OPTIONAL, MAX_REPEATS, check_grammar, json_schema_grammar
+
+
+def optional(count):
+    return {"type": "object", "properties": {f"k{number}": {"type": "string"} for number in range(count)}}
 
 
 def deep(levels):
@@ -61,6 +65,8 @@ def test_a_grammar_that_would_grow_too_large_is_refused(grammar, limit):
         {"type": "string", "pattern": "^[a-z]{1,100}$"},
         {"anyOf": [{"type": "null"}, {"type": "number"}]},
         deep(40),
+        optional(MAX_OPTIONAL),
+        {**optional(400), "required": [f"k{number}" for number in range(400)]},
     ],
 )
 def test_schemas_become_grammars(schema):
@@ -88,6 +94,7 @@ def test_schemas_become_grammars(schema):
             ]
         ],
         (json.dumps(deep(400)), "elements"),
+        (json.dumps(optional(MAX_OPTIONAL + 1)), "101 optional properties"),
     ],
 )  # fmt: skip
 def test_what_is_no_schema_is_refused(schema, told):
