@@ -51,6 +51,8 @@ class Backend(Protocol):
     """Sequences that can be computed together."""
     n_vocab: int
     """Token ids are 0 to `n_vocab - 1`."""
+    piece_bytes: int
+    """A text has at least a token for so many of its bytes."""
     n_embd: int
     """Numbers in an embedding; 0: the model gives none."""
     generates: bool

@@ -4,10 +4,14 @@ The template is code that came with a model file, so it runs in Jinja's immutabl
 that template authors test against: transformers' `apply_chat_template`.
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import jinja2
@@ -18,6 +22,8 @@ from llamanet.errors import RequestRefused, UserError
 from llamanet.wire.inference import ChatMessage
 
 MAX_TEMPLATE_BYTES = 1024 * 1024
+RENDER_S = 5.0
+"""Of a thread's time, to render one request; templates take milliseconds."""
 
 
 class ChatTemplate:
@@ -42,14 +48,47 @@ class ChatTemplate:
         try:
             if self._template is None:
                 self._template = _environment().from_string(self._source)
-            return self._template.render(
-                messages=[{"role": message.role, "content": message.content} for message in messages],
-                add_generation_prompt=True,
-                **self._special,
-            )
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+            with _limited(RENDER_S):
+                return self._template.render(
+                    messages=[{"role": message.role, "content": message.content} for message in messages],
+                    add_generation_prompt=True,
+                    **self._special,
+                )
+        except (
+            jinja2.TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            MemoryError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             # What a template does to unexpected messages is its author's choice: any of these can come out.
             raise RequestRefused(f"the model's chat template refuses: {error}", field="messages") from error
+
+
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise `jinja2.TemplateError` in what runs inside once it has used `seconds` of its thread's time.
+
+    A thread cannot be stopped from outside, so the interpreter's own hook looks at the clock: at each line of the
+    template, and at each call. A single operation that takes long is not interrupted.
+    """
+    over = time.thread_time() + seconds
+
+    def look(frame: FrameType, event: str, argument: object) -> Any:
+        if time.thread_time() > over:
+            raise jinja2.TemplateError(f"it was not done after {seconds:g} s")
+        # Of all else, counting the calls is enough.
+        return look if "template" in frame.f_code.co_filename else None
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def load_chat_template(path: Path) -> str:

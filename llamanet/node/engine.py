@@ -18,7 +18,7 @@ from llamanet.node.backend import Backend
 from llamanet.node.chat_template import ChatTemplate
 from llamanet.node.core import Admitted, Cancel, Embedded, EngineCore, Event, Paused, Produced, Submit, Unpause
 from llamanet.node.embedding import Embedding
-from llamanet.node.prepare import prepare
+from llamanet.node.prepare import prepare, prepare_texts
 from llamanet.node.rates import Rates
 from llamanet.node.sequence import Sequence
 from llamanet.node.worker import ThreadWorker, Worker
@@ -163,7 +163,9 @@ class Engine:
         serial = next(self._serials)
         embedding = self._embeddings[serial] = Embedding(serial, request, backend.n_batch, backend.slots, self._worker)
         try:
-            texts = await self._worker.call(lambda: [backend.tokenize(text, whole=True) for text in request.texts])
+            texts = await self._worker.call(lambda: prepare_texts(request, backend))
+            if isinstance(texts, Failed):
+                return texts
             return await embedding.run(texts, node_id=self._config.node_id, able=backend.n_embd > 0)
         finally:
             del self._embeddings[serial]

@@ -32,6 +32,7 @@ from llamanet.node.gguf import check_model_file
 from llamanet.node.llama_embedder import LlamaEmbedder, embedding_size
 from llamanet.node.llama_grammar import LlamaGrammar
 from llamanet.node.llama_sampler import LlamaSampler, LlamaVocab, logprobs_of
+from llamanet.node.llama_tokenizer import LlamaTokenizer
 from llamanet.wire.inference import Sampling, TokenChance, TokenLogprobs
 
 _logger = logging.getLogger(__name__)
@@ -105,9 +106,9 @@ class LlamaBackend:
         self._n_threads = config.n_threads or physical_cores()
         self._embedder: LlamaEmbedder | None = None
         self._drawn_from = LlamaVocab(self._vocab, n_ctx=self.n_ctx)
-        bos = lib.llama_vocab_bos(self._vocab)
-        self._bos = bos if lib.llama_vocab_get_add_bos(self._vocab) else None
-        self.bos_text = self._special_text(bos)
+        self._tokenizer = LlamaTokenizer(self._vocab)
+        self.piece_bytes = self._tokenizer.piece_bytes
+        self.bos_text = self._special_text(lib.llama_vocab_bos(self._vocab))
         self.eos_text = self._special_text(lib.llama_vocab_eos(self._vocab))
         self._pieces: dict[int, bytes] = {}
         self._batch = _Batch(self.n_batch, self.slots)
@@ -116,15 +117,7 @@ class LlamaBackend:
 
     def tokenize(self, text: str, *, whole: bool = False) -> list[int]:
         """As `Backend.tokenize`."""
-        data = text.encode()
-        room = len(data) + 16
-        tokens = (lib.llama_token * room)()
-        count = lib.llama_tokenize(self._vocab, data, len(data), tokens, room, whole, True)
-        found: list[int] = tokens[:count]
-        # A template may have written the BOS token already; twice it would not be what the model was trained on.
-        if self._bos is not None and found[:1] != [self._bos]:
-            return [self._bos, *found]
-        return found
+        return self._tokenizer.tokenize(text, whole=whole)
 
     def piece(self, token: int) -> bytes:
         """As `Backend.piece`."""

@@ -1,9 +1,15 @@
 """From a request to a sequence: render, tokenize, check the limits, and replay what another node already generated.
 
-It may take milliseconds for a long prompt, so it runs beside the engine thread, not in it.
+Rules:
+- It may take milliseconds for a long prompt, so it runs beside the engine thread, not in it.
+- What is cheap to check is checked first: sizes before anything is tokenized, tokens before a grammar follows them.
+- Whatever goes wrong in one request is that request's answer, and nobody else hears of it.
 """
 
+import logging
 import random
+from collections.abc import Callable
+from typing import TypeVar
 
 import attrs
 
@@ -13,7 +19,15 @@ from llamanet.node.chat_template import ChatTemplate
 from llamanet.node.detokenize import TextStream
 from llamanet.node.grammar import check_grammar, json_schema_grammar
 from llamanet.node.sequence import Sequence
-from llamanet.wire.inference import MAX_SEED, Failed, Generate, Sampling
+from llamanet.wire.inference import MAX_SEED, Embed, Failed, Generate, Sampling
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@attrs.define
+class _TooLong(RequestRefused):
+    """What does not fit this node's context may fit that of another."""
 
 
 def prepare(serial: int, request: Generate, backend: Backend, template: ChatTemplate, now: float) -> Sequence | Failed:
@@ -21,31 +35,66 @@ def prepare(serial: int, request: Generate, backend: Backend, template: ChatTemp
 
     A plain prompt may write the model's special tokens; they are parsed in it as in a rendered template.
     """
-    if not backend.generates:
-        message = "this model only embeds texts; ask another one to generate"
-        return _refused(request, "bad_request", message, "model", "a model that generates")
+    return _contained(request, lambda: _prepare(serial, request, backend, template, now))
+
+
+def prepare_texts(request: Embed, backend: Backend) -> list[list[int]] | Failed:
+    """The texts of `request` as tokens, or why they are refused."""
+    return _contained(request, lambda: _prepare_texts(request, backend))
+
+
+def _contained(request: Generate | Embed, work: Callable[[], T]) -> T | Failed:
     try:
-        text = request.prompt if request.prompt is not None else template.render(request.messages)
-        request = attrs.evolve(request, sampling=_checked(request.sampling, request.resume, backend))
+        return work()
     except RequestRefused as error:
-        return _refused(request, "bad_request", error.message, error.field, error.limit)
-    prompt = backend.tokenize(text)
+        code = "too_long" if isinstance(error, _TooLong) else "bad_request"
+        # A template or a schema may have put anything into it, lone surrogates too.
+        message = error.message[:1_000].encode(errors="backslashreplace").decode()
+        return Failed(id=request.id, code=code, message=message, field=error.field, limit=error.limit)
+    except Exception as error:
+        # Strangers' templates, schemas and texts go through code that is not ours. Whatever comes out of it must not
+        # end the node, and with it the streams of all others. Cancellation is no `Exception`.
+        log.error("A request could not be prepared", exc_info=error)
+        message = f"the request could not be prepared ({type(error).__name__})"
+        return Failed(id=request.id, code="internal", message=message)
+
+
+def _prepare_texts(request: Embed, backend: Backend) -> list[list[int]]:
+    if not backend.n_embd:
+        raise RequestRefused("this model gives no embeddings", "model", "a model with embeddings")
+    for number, text in enumerate(request.texts):
+        _check_size(text, backend.n_batch, backend, f"texts[{number}]")
+    return [backend.tokenize(text, whole=True) for text in request.texts]
+
+
+def _prepare(serial: int, request: Generate, backend: Backend, template: ChatTemplate, now: float) -> Sequence:
+    if not backend.generates:
+        raise RequestRefused(
+            "this model only embeds texts; ask another one to generate", "model", "a model that generates"
+        )
+    text = request.prompt if request.prompt is not None else template.render(request.messages)
     field = "messages" if request.prompt is None else "prompt"
-    if not prompt:
-        return _refused(request, "bad_request", "the prompt is empty", field, "at least one token")
     n_ctx = backend.n_ctx
+    _check_size(text, n_ctx, backend, field)
+    if len(request.resume) >= n_ctx:
+        message = f"the resumed answer has {len(request.resume)} tokens, and the context holds {n_ctx}"
+        raise _TooLong(message, "resume", f"{n_ctx - 1} tokens")
+    if any(token >= backend.n_vocab for token in request.resume):
+        message = f"token {max(request.resume)} is not in the model's vocabulary"
+        raise RequestRefused(message, "resume", f"ids below {backend.n_vocab}")
+    prompt = backend.tokenize(text)
+    if not prompt:
+        raise RequestRefused("the prompt is empty", field, "at least one token")
     if len(prompt) >= n_ctx:
         message = f"the prompt has {len(prompt)} tokens, and the context of {n_ctx} must hold it and an answer"
-        return _refused(request, "too_long", message, field, f"{n_ctx - 1} tokens")
+        raise _TooLong(message, field, f"{n_ctx - 1} tokens")
     if len(prompt) + len(request.resume) > n_ctx:
         message = (
             f"the prompt has {len(prompt)} tokens and the resumed answer {len(request.resume)}, "
             f"and the context holds {n_ctx}"
         )
-        return _refused(request, "too_long", message, "resume", f"{n_ctx - len(prompt)} tokens")
-    if any(token >= backend.n_vocab for token in request.resume):
-        message = f"token {max(request.resume)} is not in the model's vocabulary"
-        return _refused(request, "bad_request", message, "resume", f"ids below {backend.n_vocab}")
+        raise _TooLong(message, "resume", f"{n_ctx - len(prompt)} tokens")
+    request = attrs.evolve(request, sampling=_checked(request.sampling, request.resume, backend))
 
     sampling = request.sampling
     sequence = Sequence(
@@ -93,9 +142,22 @@ def _checked(sampling: Sampling, resume: tuple[int, ...], backend: Backend) -> S
         check_grammar(grammar)
     else:
         grammar = json_schema_grammar(sampling.json_schema)
+        _size(grammar, "sampling.json_schema")
     backend.check_grammar(grammar, resume)
     return attrs.evolve(sampling, grammar=grammar, json_schema=None)
 
 
-def _refused(request: Generate, code: str, message: str, field: str | None, limit: str | None) -> Failed:
-    return Failed(id=request.id, code=code, message=message, field=field, limit=limit)
+def _check_size(text: str, most: int, backend: Backend, field: str) -> None:
+    """Refuse a text that cannot have as few as `most` tokens: to find out how many it has may take seconds."""
+    size = _size(text, field)
+    if size > most * backend.piece_bytes:
+        message = f"the text has {size} bytes, and {most} tokens hold at most {most * backend.piece_bytes}"
+        raise _TooLong(message, field, f"{most} tokens")
+
+
+def _size(text: str, field: str) -> int:
+    """Bytes of `text`. JSON and templates can make strings that have none."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise RequestRefused("the text has a lone surrogate, which is no character", field, "Unicode text") from error

@@ -110,6 +110,7 @@ class ScriptedBackend:
     n_batch: int = 512
     slots: int = 4
     n_vocab: int = _VOCABULARY
+    piece_bytes: int = 1_024
     n_embd: int = 4
     generates: bool = True
     chat_template: str | None = (

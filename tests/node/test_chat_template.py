@@ -1,6 +1,9 @@
+import sys
+
 import pytest
 
 from llamanet.errors import RequestRefused
+from llamanet.node import chat_template
 from llamanet.node.chat_template import ChatTemplate
 from llamanet.wire.inference import ChatMessage
 
@@ -41,8 +44,25 @@ def test_a_model_without_a_template_says_so() -> None:
         ("{{ 1 // 0 }}", "division"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe|append"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion"),
+        ('{{ "a" * 100000000000000 }}', "refuses"),
     ],
 )
 def test_what_a_template_refuses_is_told(source: str, reason: str) -> None:
     with pytest.raises(RequestRefused, match=reason):
         ChatTemplate(source).render(HELLO)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro a(n) %}{% if n %}{{ a(n - 1) }}{{ a(n - 1) }}{% endif %}{% endmacro %}{{ a(60) }}",
+    ],
+)
+def test_a_template_without_end_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "RENDER_S", 0.05)
+    tracing = sys.gettrace()
+    with pytest.raises(RequestRefused, match=r"not done after 0\.05 s"):
+        ChatTemplate(source).render(HELLO)
+    assert sys.gettrace() is tracing

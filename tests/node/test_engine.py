@@ -552,6 +552,37 @@ async def test_texts_to_embed_do_not_hold_streams_up(autojump_clock: MockClock, 
     assert engine.rates.embedded_tokens == 48 * 40
 
 
+async def test_streams_have_as_long_to_themselves_as_a_long_text_took(autojump_clock: MockClock, serve: Serve) -> None:
+    Embedding.batches.clear()
+    engine, _ = await serve(make=Embedding, slots=8, token_time=0.001, step_time=0.02)
+    stream = engine.submit(request(max_tokens=300))
+    answer: list[object] = []
+
+    async def embed() -> None:
+        answer.append(await engine.embed(Embed(id=1, texts=("word " * 500,) * 4)))
+
+    async with trio.open_nursery() as users:
+        users.start_soon(read, stream)
+        users.start_soon(embed)
+    assert isinstance(answer[0], Embeddings)
+    drawn = [drawn for drawn, _ in Embedding.batches]
+    assert len(drawn) == 4, "a text a step"
+    # A text takes 0.52 s, and a step with one token some 0.02 s.
+    assert min(later - earlier for earlier, later in pairwise(drawn)) >= 20
+
+
+async def test_a_text_waits_for_its_share_beside_a_paused_stream(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(EngineConfig(buffer_tokens=2, reader_timeout=60.0), token_time=0.001, step_time=0.02)
+    generation = engine.submit(request(max_tokens=300))
+    await trio.sleep(5)
+    start = trio.current_time()
+    with trio.fail_after(10):
+        answer = await engine.embed(Embed(id=1, texts=("word " * 500,) * 3))
+    assert isinstance(answer, Embeddings)
+    assert trio.current_time() - start == pytest.approx(5 * 0.52, rel=0.1)
+    generation.cancel()
+
+
 async def test_texts_are_embedded_in_full_batches_while_nobody_generates(
     autojump_clock: MockClock, serve: Serve
 ) -> None:
@@ -572,3 +603,54 @@ async def test_prompts_in_the_way_are_told(autojump_clock: MockClock, serve: Ser
     assert 2.0 < engine.state().ttft_s < 5.0
     await trio.sleep(10)
     assert engine.state().ttft_s == pytest.approx(idle, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "field"),
+    [
+        ({"resume": (2**31 - 1,), "grammar": 'root ::= "a"'}, "bad_request", "resume"),
+        ({"resume": (1,) * 600_000, "grammar": "root ::= .*"}, "too_long", "resume"),
+        ({"prompt": "word " * 100_000}, "too_long", "prompt"),
+        ({"json_schema": '{"type": "string", "pattern": "^\\ud800$"}'}, "bad_request", "sampling.json_schema"),
+    ],
+)
+async def test_what_is_cheap_to_refuse_is_refused_before_the_rest(
+    autojump_clock: MockClock, serve: Serve, options: dict[str, Any], code: str, field: str
+) -> None:
+    class Untouched(ScriptedBackend):
+        def tokenize(self, text: str, *, whole: bool = False) -> list[int]:
+            assert len(text) < 1000
+            return super().tokenize(text)
+
+        def check_grammar(self, grammar: str, resume: Sequence[int]) -> None:
+            raise AssertionError("followed a grammar")
+
+    engine, _ = await serve(make=Untouched, n_ctx=128, n_vocab=2**31 - 1)
+    (failed,) = (await ask(engine, **options)).messages
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.field) == (code, field)
+
+
+async def test_what_nobody_foresaw_ends_one_request_only(
+    autojump_clock: MockClock, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Surprising(ScriptedBackend):
+        def tokenize(self, text: str, *, whole: bool = False) -> list[int]:
+            if text == "surprise":
+                raise RuntimeError("unforeseen")
+            return super().tokenize(text)
+
+    engine, _ = await serve(make=Surprising)
+    for answer in ((await ask(engine, "surprise")).last, await engine.embed(Embed(id=7, texts=("surprise",)))):
+        assert answer == Failed(id=7, code="internal", message="the request could not be prepared (RuntimeError)")
+    assert "unforeseen" in caplog.text
+    assert isinstance((await ask(engine)).last, Finished)
+
+
+@pytest.mark.parametrize("template", ['{{ "\\ud800" }}', '{{ raise_exception("\\ud800") }}'])
+async def test_a_template_that_writes_no_text_is_told(autojump_clock: MockClock, serve: Serve, template: str) -> None:
+    engine, _ = await serve(chat_template=template)
+    reply = await read(engine.submit(Generate(id=3, messages=(ChatMessage(role="user", content="hi"),))))
+    assert isinstance(reply.last, Failed)
+    assert (reply.last.code, reply.last.field) == ("bad_request", "messages")
+    reply.last.message.encode()

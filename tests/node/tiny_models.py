@@ -100,14 +100,14 @@ class TinyModel:
         self.file.add_eos_token_id(2)
         self.vocabulary = len(tokens)
 
-    def byte_pairs(self) -> None:
-        """As GPT-2 has it, with no pairs but "th" and "the"; begins texts with nothing."""
+    def byte_pairs(self, rules: str = "gpt-2") -> None:
+        """As GPT-2 has it, with no pairs but "th" and "the"; begins texts with nothing. `rules` split it in words."""
         printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
         others = [byte for byte in range(256) if byte not in printable]
         tokens = ["<|endoftext|>", *map(chr, printable), *(chr(256 + number) for number in range(len(others)))]
         tokens += ["th", "the"]
         self.file.add_tokenizer_model("gpt2")
-        self.file.add_tokenizer_pre("gpt-2")
+        self.file.add_tokenizer_pre(rules)
         self.file.add_token_list(tokens)
         self.file.add_token_types([TokenType.CONTROL] + [TokenType.NORMAL] * (len(tokens) - 1))
         self.file.add_token_merges(["t h", "th e"])
@@ -142,11 +142,11 @@ def _heads(model: TinyModel, kv_heads: int | list[int] = KV_HEADS) -> None:
     model.file.add_rope_dimension_count(HEAD)
 
 
-def llama(path: Path) -> None:
-    """Full attention."""
+def llama(path: Path, *, rules: str = "gpt-2") -> None:
+    """Full attention. `rules` names a pre-tokenizer of llama.cpp."""
     model = TinyModel(path, "llama", seed=1)
     _heads(model)
-    model.byte_pairs()
+    model.byte_pairs(rules)
     model.ends()
     for at in (f"blk.{layer}" for layer in range(model.layers)):
         model.norm(f"{at}.attn_norm")
