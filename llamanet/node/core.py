@@ -6,9 +6,11 @@ Synchronous and free of trio: a worker thread drives it in a node (`node/worker.
 - A sequence whose reader lags `buffer_tokens` behind is paused; nobody else waits. After `reader_timeout` it is lost.
 - A failed computation ends the sequences in it, and only those.
 - Texts are embedded between the steps, one batch a step. While anybody generates it holds no more than half of what the
-  `Pace` allows for prompts, and prompts get the rest; but a text is embedded whole, however long it is.
+  `Pace` allows for prompts, and prompts get the rest; but a text is embedded whole, however long it is. After a batch
+  streams have at least as long to themselves as it took.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
@@ -129,6 +131,8 @@ class EngineCore:
         self._batches: deque[EmbedBatch] = deque()
         self._embedded = 0
         """Tokens embedded since the last step."""
+        self._embeds_from = -math.inf
+        """While anybody generates, the next batch is not embedded before."""
 
     def measure(self) -> None:
         """Time one token, so that a node that never served can say how fast it is. It also touches the weights."""
@@ -162,7 +166,7 @@ class EngineCore:
 
     def plan(self) -> Step:
         """The next batch; without chunks if nothing can be computed before another command, or `wake_at`."""
-        if self._batches:
+        if self._batches and self.clock() >= self._next_embed():
             self._embed(self._batches.popleft())
         now = self.clock()
         for sequence, since in self._paused():
@@ -178,10 +182,13 @@ class EngineCore:
 
     def wake_at(self) -> float | None:
         """When there is something to do without a step: a text to embed, or a reader to give up; None: nothing."""
+        times = [since + self._reader_timeout for _, since in self._paused()]
         if self._batches:
-            return self.clock()
-        since = [since for _, since in self._paused()]
-        return min(since) + self._reader_timeout if since else None
+            times.append(self._next_embed())
+        return min(times, default=None)
+
+    def _next_embed(self) -> float:
+        return self._embeds_from if self._scheduler.running else -math.inf
 
     def _paused(self) -> list[tuple[Sequence, float]]:
         running = self._scheduler.running.values()
@@ -269,7 +276,9 @@ class EngineCore:
             result = error
         self._events.append(Embedded(batch.serial, result))
         self.rates.embedded_tokens += self._embedded
-        self._pace.step(prompt_tokens=self._embedded, seconds=self.clock() - start)
+        end = self.clock()
+        self._embeds_from = end + (end - start)
+        self._pace.step(prompt_tokens=self._embedded, seconds=end - start)
 
     def _draw(self, slot: int, sequence: Sequence, now: float) -> None:
         try:

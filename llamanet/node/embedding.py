@@ -60,7 +60,7 @@ class Embedding:
         self._news.set()
 
     def _batch(self, texts: list[list[int]]) -> list[list[int]]:
-        """As many of the first texts as one batch holds."""
+        """As many of the first texts as one batch holds, at most one a slot."""
         room = self._n_batch
         batch = []
         for tokens in texts[: self._slots]:

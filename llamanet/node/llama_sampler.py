@@ -24,6 +24,8 @@ from llamanet.wire.inference import Sampling
 
 MAX_GRAMMAR_S = 0.5
 """All other streams of the engine wait for a draw; one by a grammar of ordinary size takes some milliseconds."""
+MIN_TEMPERATURE = 1e-6
+"""Below it the likeliest token is taken, as at 0: logits divided by less leave the range of 32-bit numbers."""
 
 Logits = npt.NDArray[np.float32]
 
@@ -55,7 +57,7 @@ class LlamaSampler:
         """
         self._vocab = vocab
         self._seed = seed
-        self._greedy = sampling.temperature <= 0
+        self._greedy = sampling.temperature < MIN_TEMPERATURE
         self._keeps_raw = sampling.logprobs is not None
         self._min_tokens = vocab.n_ctx if sampling.ignore_eos else sampling.min_tokens
         self._biased = np.array([token for token, _ in sampling.logit_bias], np.int64)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 import attrs
 
 WORTH_TOKENS = 16
-"""A sequence may have so many tokens before it at least, for its move to pay."""
+"""A sequence that may generate fewer tokens than these from here on is not moved; it would not pay."""
 
 
 @attrs.frozen

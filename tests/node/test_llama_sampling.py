@@ -67,6 +67,13 @@ async def test_a_bias_forbids_and_forces(engine: Engine) -> None:
     assert twice.tokens == [198]
 
 
+async def test_the_smallest_temperatures_are_greedy(engine: Engine) -> None:
+    greedy = await finished(engine, max_tokens=8)
+    for temperature in (1e-38, 1e-45, 9e-7):
+        cold = await finished(engine, max_tokens=8, temperature=temperature, seed=1, top_k=0, top_p=1.0, min_p=0.0)
+        assert cold.tokens == greedy.tokens
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 async def test_the_end_is_put_off_or_does_not_come(engine: Engine, temperature: float) -> None:
     # A bias makes the end certain.
