@@ -132,6 +132,7 @@ class LlamaBackend:
 
     def check_grammar(self, grammar: str, resume: Sequence[int]) -> None:
         """As `Backend.check_grammar`."""
+        self._drawn_from.slow_grammars.check(grammar)
         LlamaGrammar(self._vocab, grammar, resume, end_tokens=self._drawn_from.end_tokens).close()
 
     def begin(self, slot: int, sampling: Sampling, seed: int, prompt: Sequence[int], resume: Sequence[int]) -> None:

@@ -4,13 +4,19 @@ llama.cpp ends the process if a token is accepted that its grammar does not allo
 """
 
 import ctypes
-from collections.abc import Container, Sequence
+import math
+import time
+from collections.abc import Callable, Container, Sequence
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 
 from llamanet.errors import RequestRefused
+
+MAX_SLOW = 1_000
+SLOW_S = 600.0
+"""How long a grammar is refused that took too long."""
 
 _RECORD = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """`llama_token_data`."""
@@ -37,6 +43,27 @@ class Candidates:
     def selected(self) -> int:
         """The token that the last sampler chose."""
         return int(self._records["id"][self._array.selected])
+
+
+class SlowGrammars:
+    """Grammars that lately took too long for a token. May be used from any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until: dict[int, float] = {}
+
+    def add(self, text: str) -> None:
+        """Remember a grammar for `SLOW_S`; of too many the oldest is forgotten."""
+        self._until.pop(hash(text), None)
+        if len(self._until) >= MAX_SLOW:
+            del self._until[next(iter(self._until))]
+        self._until[hash(text)] = self._clock() + SLOW_S
+
+    def check(self, text: str) -> None:
+        """Raises `RequestRefused` for a grammar that is remembered."""
+        if self._clock() < self._until.get(hash(text), -math.inf):
+            message = "the grammar took too long for one token a while ago"
+            raise RequestRefused(message, "sampling.grammar", "fewer ways to read a text")
 
 
 class LlamaGrammar:

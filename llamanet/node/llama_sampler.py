@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from llamanet.errors import RequestRefused
 from llamanet.node.backend import BackendError
-from llamanet.node.llama_grammar import Candidates, LlamaGrammar
+from llamanet.node.llama_grammar import Candidates, LlamaGrammar, SlowGrammars
 from llamanet.node.sampling import position_seed
 from llamanet.wire.inference import Sampling
 
@@ -38,6 +38,7 @@ class LlamaVocab:
         self.n_ctx = n_ctx
         """Tokens a slot; none is ever repeated from further back."""
         self.size: int = lib.llama_vocab_n_tokens(vocab)
+        self.slow_grammars = SlowGrammars()
         self.end_tokens = [token for token in range(self.size) if lib.llama_vocab_is_eog(vocab, token)]
 
 
@@ -64,6 +65,7 @@ class LlamaSampler:
         self._biases = np.array([bias for _, bias in sampling.logit_bias], np.float32)
         self._edits = bool(self._keeps_raw or self._min_tokens or sampling.logit_bias)
         self._grammar = None
+        self._grammar_text = sampling.grammar or ""
         if sampling.grammar is not None:
             self._grammar = LlamaGrammar(vocab.handle, sampling.grammar, resume, end_tokens=vocab.end_tokens)
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
@@ -114,6 +116,8 @@ class LlamaSampler:
             logits[self._vocab.end_tokens] = -np.inf
 
     def _draw_by_grammar(self, grammar: LlamaGrammar, logits: Logits, position: int) -> int:
+        # Others with the same grammar may have been accepted before it was known to be slow.
+        self._vocab.slow_grammars.check(self._grammar_text)
         start = time.perf_counter()
         token = self._choose(Candidates(logits), position)
         if not grammar.allows(token):
@@ -126,6 +130,7 @@ class LlamaSampler:
         grammar.accept(token)
         if time.perf_counter() - start > MAX_GRAMMAR_S:
             # What it can grow to was probed, not proved; and where it took long once it soon takes ever longer.
+            self._vocab.slow_grammars.add(self._grammar_text)
             message = f"the grammar took more than {MAX_GRAMMAR_S:g} s for one token"
             raise RequestRefused(message, "sampling.grammar", "fewer ways to read a text")
         return token

@@ -16,6 +16,7 @@ from llamanet.node import llama_sampler
 from llamanet.node.backend import Chunk
 from llamanet.node.engine import Engine
 from llamanet.node.llama import LlamaBackend
+from llamanet.node.llama_grammar import MAX_SLOW, SLOW_S, SlowGrammars
 from llamanet.wire.inference import Failed, Finished, Sampling
 
 SCHEMA = json.dumps(
@@ -256,8 +257,39 @@ async def test_a_grammar_that_takes_too_long_fails_alone(engine: Engine, monkeyp
     reply = await ask(engine, grammar="root ::= [a-z ]+")
     assert (reply.failed.code, reply.failed.field) == ("bad_request", "sampling.grammar")
     assert reply.failed.limit
+    monkeypatch.undo()
+    again = await ask(engine, grammar="root ::= [a-z ]+")
+    assert "a while ago" in again.failed.message
+    assert not isinstance((await ask(engine, grammar="root ::= [a-z]+")).last, Failed)
     assert (await finished(engine)).tokens
     assert engine.state().running == 0
+
+
+async def test_a_slow_grammar_is_not_tried_again_by_those_that_wait(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_sampler, "MAX_GRAMMAR_S", 0.0)
+    replies: list[Reply] = []
+
+    async def one() -> None:
+        replies.append(await ask(engine, grammar="root ::= [a-z ]+"))
+
+    async with trio.open_nursery() as clients:
+        for _ in range(3):
+            clients.start_soon(one)
+    assert sorted("took more" in reply.failed.message for reply in replies) == [False, False, True]
+
+
+def test_slow_grammars_are_forgotten_in_time() -> None:
+    now = 0.0
+    slow = SlowGrammars(lambda: now)
+    for number in range(MAX_SLOW + 1):
+        slow.add(f"root ::= {number}")
+    slow.check("root ::= 0")
+    with pytest.raises(RequestRefused, match="a while ago"):
+        slow.check("root ::= 1")
+    now = SLOW_S
+    slow.check("root ::= 1")
 
 
 def test_a_refused_grammar_leaves_nothing(backend: LlamaBackend) -> None:
