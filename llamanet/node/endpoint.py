@@ -107,6 +107,13 @@ class Endpoint:
         while self._requests:
             await self._idle.wait()
 
+    async def close(self) -> None:
+        """Close every connection politely, after what it has to say; those that take too long are left as they are."""
+        with trio.move_on_after(CLOSE_S):
+            async with trio.open_nursery() as nursery:
+                for connection in list(self._connections):
+                    nursery.start_soon(connection.close)
+
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """Serve one connection over `stream`, and close it."""
         try:
@@ -273,6 +280,7 @@ class _Connection:
         """Those that have something to say, in the order in which they had."""
         self._closing: _Close | None = None
         """Said after all else."""
+        self._closed = trio.Event()
         self._news = trio.lowlevel.ParkingLot()
 
     @property
@@ -284,6 +292,12 @@ class _Connection:
         """Close the connection at once."""
         self._dropped = True
         self._nursery.cancel_scope.cancel()
+
+    async def close(self) -> None:
+        """Say what there is to say and close, as a node that goes away; return when the peer has closed too."""
+        self._closing = self._closing or _Close(_GOING_AWAY, "the node is shutting down")
+        self._news.unpark_all()
+        await self._closed.wait()
 
     async def serve(self) -> None:
         """Answer requests until either side closes, or nothing happens for too long."""
@@ -302,6 +316,7 @@ class _Connection:
                 generation.on_news = None
                 generation.cancel()
             self._endpoint.count_request(-self._answers)
+            self._closed.set()
 
     # --- what comes in ------------------------------------------------------------------------------------------------
 

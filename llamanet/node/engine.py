@@ -35,8 +35,12 @@ from llamanet.wire.inference import (
 )
 from llamanet.wire.rpc import ModelState
 
+EMBED_WEIGHT = 0.1
+"""Of the newest batch in the average rate of embedding."""
 SHORT_PROMPT_TOKENS = 32
 """What `ModelState.ttft_s` takes for a short prompt."""
+RETRY_S = (0.1, 30.0)
+"""The least and the most that a refusal tells to wait, in seconds: answers may end before their limit."""
 
 
 @attrs.frozen(kw_only=True)
@@ -128,7 +132,16 @@ class Engine:
         )
         self._serials = itertools.count()
         self._generations: dict[int, Generation] = {}
+        self._preparing: set[int] = set()
+        """Also of generations that were cancelled meanwhile: a thread still works for them."""
         self._embeddings: dict[int, Embedding] = {}
+        self._texts: dict[int, int] = {}
+        """The tokens of each embedding, once they are counted."""
+        self._embedded_at = 0.0
+        """When the last batch was there, or the first was asked for."""
+        self._embedded = 0
+        self._embed_rate = 0.0
+        """Tokens a second of texts, beside what else there is to do."""
         self.capabilities = (CAPABILITY_EMBEDDINGS,) if core.backend.n_embd else ()
         """What nodes announce."""
         self._running = 0
@@ -139,14 +152,15 @@ class Engine:
 
         The caller must `cancel` the generation when it stops reading, however that comes about.
         """
-        waiting = len(self._generations) - self._running
-        if len(self._generations) >= self.slots + self._config.max_waiting:
-            raise EngineBusy(waiting, max(0.1, self._core.rates.place_s(self.slots)))
+        held = len(self._generations.keys() | self._preparing)
+        if held >= self.slots + self._config.max_waiting:
+            raise EngineBusy(held - self.slots, self._slot_free_s())
         generation = Generation(next(self._serials), request, self)
         if self._closed:
             generation._end(_draining(request))
             return generation
         self._generations[generation._serial] = generation
+        self._preparing.add(generation._serial)
         self._nursery.start_soon(self._prepare, generation)
         return generation
 
@@ -156,19 +170,23 @@ class Engine:
         Raises `EngineBusy` if too many such requests are in flight. Cancelling it loses what was computed.
         """
         if len(self._embeddings) >= self._config.max_waiting:
-            raise EngineBusy(len(self._embeddings), max(0.1, self._core.rates.place_s(self.slots)))
+            raise EngineBusy(len(self._embeddings), self._embedding_free_s())
         if self._closed:
             return _draining(request)
         backend = self._core.backend
         serial = next(self._serials)
+        if not self._embeddings:
+            self._embedded_at = self._worker.clock()
         embedding = self._embeddings[serial] = Embedding(serial, request, backend.n_batch, backend.slots, self._worker)
         try:
             texts = await self._worker.call(lambda: prepare_texts(request, backend))
             if isinstance(texts, Failed):
                 return texts
+            self._texts[serial] = sum(map(len, texts))
             return await embedding.run(texts, node_id=self._config.node_id, able=backend.n_embd > 0)
         finally:
             del self._embeddings[serial]
+            self._texts.pop(serial, None)
 
     @property
     def rates(self) -> Rates:
@@ -187,10 +205,14 @@ class Engine:
             prompt_tokens=SHORT_PROMPT_TOKENS,
             now=self._worker.clock(),
         )
+        if not self._core.backend.generates and self._embed_rate:
+            ttft_s += sum(self._texts.values()) / self._embed_rate
+        # Texts to embed have no slot, but they compute as what has one: so they count for as many as are free.
+        embedding = min(len(self._embeddings), self.slots - running)
         return ModelState(
             name=self.name,
-            running=running,
-            waiting=waiting,
+            running=running + embedding,
+            waiting=waiting + len(self._embeddings) - embedding,
             slots=self.slots,
             tokens_per_second=rates.decode,
             prefill_tokens_per_second=rates.prefill,
@@ -201,7 +223,12 @@ class Engine:
     async def _prepare(self, generation: "Generation") -> None:
         backend, template = self._core.backend, self._template
         serial, request, now = generation._serial, generation.request, self._worker.clock()
-        prepared = await self._worker.call(lambda: prepare(serial, request, backend, template, now))
+        try:
+            # Cancelled before its turn, it is not prepared at all; later, the thread goes on to the end.
+            with generation._preparation:
+                prepared = await self._worker.call(lambda: prepare(serial, request, backend, template, now))
+        finally:
+            self._preparing.remove(serial)
         if serial not in self._generations:
             return
         if isinstance(prepared, Failed):
@@ -213,6 +240,7 @@ class Engine:
     def _deliver(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, Embedded):
+                self._count_embedded()
                 if embedding := self._embeddings.get(event.serial):
                     embedding.take(event)
                 continue
@@ -231,6 +259,26 @@ class Engine:
             else:
                 self._end(generation, event.message)
 
+    def _count_embedded(self) -> None:
+        tokens, now = self._core.rates.embedded_tokens, self._worker.clock()
+        if now > self._embedded_at and tokens > self._embedded:
+            rate = (tokens - self._embedded) / (now - self._embedded_at)
+            self._embed_rate += EMBED_WEIGHT * (rate - self._embed_rate) if self._embed_rate else rate
+        self._embedded, self._embedded_at = tokens, now
+
+    def _slot_free_s(self) -> float:
+        """Seconds until the first of those that run has all its tokens, at the present time for a step."""
+        rates = self._core.rates
+        step_s = max(rates.gap_s, 1 / rates.decode if rates.decode else 0.0)
+        generations = self._generations.values()
+        running = [generation for generation in generations if generation._admitted] or generations
+        return _retry_s(step_s * min((generation._tokens_left for generation in running), default=0))
+
+    def _embedding_free_s(self) -> float:
+        """Seconds until the smallest of the embeddings is there, while all get a batch in turn."""
+        least = min(self._texts.values(), default=0) * len(self._embeddings)
+        return _retry_s(least / self._embed_rate if self._embed_rate else 1.0)
+
     def _end(self, generation: "Generation", last: Finished | Failed | None) -> None:
         if self._generations.pop(generation._serial, None) is not None:
             self._running -= generation._admitted
@@ -239,6 +287,7 @@ class Engine:
     def _cancel(self, generation: "Generation") -> None:
         if generation._serial in self._generations:
             self._end(generation, None)
+            generation._preparation.cancel()
             self._worker.send(Cancel(generation._serial))
 
     def _close(self) -> None:
@@ -247,6 +296,11 @@ class Engine:
             embedding.drain()
         for generation in list(self._generations.values()):
             self._end(generation, _draining(generation.request))
+
+
+def _retry_s(seconds: float) -> float:
+    least, most = RETRY_S
+    return max(least, min(most, seconds))
 
 
 def _draining(request: Generate | Embed) -> Failed:
@@ -264,6 +318,7 @@ class Generation:
         self.request = request
         self._serial = serial
         self._engine = engine
+        self._preparation = trio.CancelScope()
         self._sequence: Sequence | None = None
         self._admitted = False
         self._paused = False
@@ -316,6 +371,13 @@ class Generation:
             return await self.receive()
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
+
+    @property
+    def _tokens_left(self) -> int:
+        """At most so many will still be drawn."""
+        if self._sequence is None:
+            return self.request.sampling.max_tokens or self._engine.n_ctx
+        return self._sequence.limit - len(self._sequence.tokens)
 
     @property
     def _ready(self) -> bool:
@@ -371,6 +433,7 @@ class Generation:
             self._accepted = None
             self._text.clear()
             self._tokens.clear()
+            self._logprobs.clear()
         self._last = last
         self._over = True
         self._tell()

@@ -3,7 +3,7 @@
 Rules:
 - llama.cpp splits texts for byte pairs by regular expressions, whose library recurses once a character: 30,000
   of one kind overflow a thread's stack of 8 MB, and the process ends. So runs longer than `RUN` characters are
-  tokenized in parts. That is harmless: no word is so long, and a cut costs at most another token, where nobody could tell.
+  tokenized in parts. That is harmless: no word is so long, and a cut costs another token at most.
 - No cut goes through the text of a special token.
 - Any thread may call it.
 """

@@ -180,6 +180,7 @@ class Host:
                 await self._announcer.withdraw()
                 with trio.move_on_after(DRAIN_S):
                     await self.endpoint.wait_idle()
+                await self.endpoint.close()
                 nursery.cancel_scope.cancel()
         finally:
             self._announcer = None

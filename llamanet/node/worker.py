@@ -48,6 +48,9 @@ class ThreadWorker:
 
     def __init__(self) -> None:
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        # Requests in preparation, first come first served: more threads would only take more memory, and the
+        # interpreter from the engine.
+        self._calls = trio.CapacityLimiter(2)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
     def clock(self) -> float:
@@ -61,8 +64,8 @@ class ThreadWorker:
         return await trio.to_thread.run_sync(lambda: self._thread.submit(function).result(), limiter=limiter)
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Run `function` in a thread of trio's."""
-        return await trio.to_thread.run_sync(function)
+        """Run `function` in a thread of trio's, when fewer than two others run."""
+        return await trio.to_thread.run_sync(function, limiter=self._calls)
 
     def send(self, command: Command) -> None:
         """Put `command` into the inbox, waking the thread if it waits."""

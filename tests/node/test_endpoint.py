@@ -255,6 +255,20 @@ async def test_draining_refuses_new_requests_and_finishes_running_ones(autojump_
     assert ids_in(first + rest) == scripted_tokens("say it", 5)
 
 
+async def test_closing_says_so_after_all_else_and_does_not_wait_for_the_silent(autojump_clock, nursery):
+    node = await start_node(nursery)
+    async with node.connect() as idle, node.connect() as streaming:
+        await send(streaming, Generate(id=1, prompt="go on"))
+        assert isinstance(await receive(streaming), Accepted)
+        silent = node.connect_raw()
+        await silent.send_all(b"GET / HTTP/1.1\r\n")
+        start = trio.current_time()
+        await node.endpoint.close()
+        assert trio.current_time() - start <= endpoint_module.CLOSE_S
+        assert await close_code(idle) == await close_code(streaming) == 1001
+    await wait_all_free(node)
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [

@@ -320,16 +320,40 @@ async def test_a_long_prompt_does_not_stall_a_stream(autojump_clock: MockClock, 
 
 
 async def test_a_full_queue_refuses_at_once(autojump_clock: MockClock, serve: Serve) -> None:
-    engine, _ = await serve(EngineConfig(max_waiting=2), slots=1)
-    await ask(engine, max_tokens=10)
-    generations = [engine.submit(request(max_tokens=10)) for _ in range(3)]
+    engine, _ = await serve(EngineConfig(max_waiting=2), slots=1, step_time=0.1)
+    generations = [engine.submit(request(max_tokens=50)) for _ in range(3)]
+    for seconds in (5.0, 3.0):
+        with pytest.raises(EngineBusy) as caught:
+            engine.submit(request())
+        assert caught.value.waiting == 2
+        assert caught.value.retry_after == pytest.approx(seconds, abs=0.3)
+        await trio.sleep(2)
+    generations[1].cancel()
+    generations[2].cancel()
+    await read(generations[0])
+    assert isinstance((await ask(engine)).last, Finished)
+    generations = [engine.submit(request(max_tokens=50)) for _ in range(3)]
     with pytest.raises(EngineBusy) as caught:
         engine.submit(request())
-    assert caught.value.waiting == 3
-    assert caught.value.retry_after == pytest.approx(0.1)
-    for generation in generations:
-        assert isinstance((await read(generation)).last, Finished)
-    assert isinstance((await ask(engine)).last, Finished)
+    assert caught.value.retry_after == pytest.approx(5.0, abs=0.3), "whatever was short or cancelled before"
+
+
+async def test_embedding_is_seen_and_promised_by_its_own_rate(
+    autojump_clock: MockClock, nursery: trio.Nursery, serve: Serve
+) -> None:
+    engine, _ = await serve(EngineConfig(max_waiting=4), generates=False, slots=2, n_batch=100, token_time=0.01)
+    text = ("word " * 100,) * 5
+    for number in range(4):
+        nursery.start_soon(engine.embed, Embed(id=number, texts=text))
+    await trio.sleep(10)
+    state = engine.state()
+    assert (state.running, state.waiting) == (2, 2)
+    assert state.ttft_s == pytest.approx(20, rel=0.1)
+    with pytest.raises(EngineBusy) as caught:
+        await engine.embed(Embed(id=9, texts=text))
+    assert caught.value.retry_after == pytest.approx(20, rel=0.1)
+    await trio.sleep(30)
+    assert (engine.state().running, engine.state().waiting, engine.state().ttft_s) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(

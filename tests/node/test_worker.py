@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
-from llamanet.errors import ModelFileError
+from llamanet.errors import EngineBusy, ModelFileError
 from llamanet.node.engine import Engine, EngineConfig, serve_engine
 from llamanet.testing.backend import ScriptedBackend, scripted_text, scripted_tokens
 from llamanet.wire.inference import Failed, Finished, Generate, Sampling, Tokens
@@ -148,3 +149,33 @@ async def test_a_hanging_model_goes_on_when_released(nursery: trio.Nursery) -> N
     backend.release()
     messages = [message async for message in generation]
     assert isinstance(messages[-1], Finished)
+
+
+async def test_preparation_takes_two_threads_and_cancelled_work_is_counted_until_it_is_over(
+    nursery: trio.Nursery,
+) -> None:
+    go_on, prepared, two = threading.Event(), [], threading.Semaphore(0)
+
+    class Slow(ScriptedBackend):
+        def tokenize(self, text: str, *, whole: bool = False) -> list[int]:
+            prepared.append(text)
+            two.release()
+            go_on.wait(10)
+            return super().tokenize(text)
+
+    backend = Slow(slots=1)
+    engine = await nursery.start(serve_engine, "model", bytes(32), lambda: backend, EngineConfig(max_waiting=2))
+    generations = [engine.submit(Generate(id=number, prompt=str(number))) for number in range(3)]
+    for _ in range(2):
+        assert await trio.to_thread.run_sync(two.acquire, True, 10)
+    for generation in generations:
+        generation.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    last = engine.submit(REQUEST)
+    with pytest.raises(EngineBusy):
+        engine.submit(REQUEST)
+    go_on.set()
+    messages = [message async for message in last]
+    assert isinstance(messages[-1], Finished)
+    assert len(prepared) == 3
+    assert prepared[2] == "one two three", "the third was cancelled before its turn"
