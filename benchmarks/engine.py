@@ -37,7 +37,7 @@ class Bench:
 
     async def streams(self) -> list[Case]:
         """Tokens/s of many streams at once, from the first request to the last token."""
-        tokens, rounds = (24, 1) if self.quick else (128, 5)
+        tokens, rounds = (24, 1) if self.quick else (128, 3)
         rates: dict[tuple[str, int], list[float]] = {}
         for number in range(rounds):
             for count in STREAMS:
