@@ -39,8 +39,10 @@ EMBED_WEIGHT = 0.1
 """Of the newest batch in the average rate of embedding."""
 SHORT_PROMPT_TOKENS = 32
 """What `ModelState.ttft_s` takes for a short prompt."""
-RETRY_S = (0.1, 30.0)
+RETRY_S = (0.1, 10.0)
 """The least and the most that a refusal tells to wait, in seconds: answers may end before their limit."""
+TYPICAL_TOKENS = 128
+"""Left of an answer that has no limit but the context, for all that is known."""
 
 
 @attrs.frozen(kw_only=True)
@@ -374,10 +376,12 @@ class Generation:
 
     @property
     def _tokens_left(self) -> int:
-        """At most so many will still be drawn."""
+        """So many will still be drawn, if the model does not end before."""
+        limit = self.request.sampling.max_tokens
         if self._sequence is None:
-            return self.request.sampling.max_tokens or self._engine.n_ctx
-        return self._sequence.limit - len(self._sequence.tokens)
+            return limit or TYPICAL_TOKENS
+        left = self._sequence.limit - len(self._sequence.tokens)
+        return left if limit else min(left, TYPICAL_TOKENS)
 
     @property
     def _ready(self) -> bool:

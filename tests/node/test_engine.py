@@ -341,17 +341,19 @@ async def test_a_full_queue_refuses_at_once(autojump_clock: MockClock, serve: Se
 async def test_embedding_is_seen_and_promised_by_its_own_rate(
     autojump_clock: MockClock, nursery: trio.Nursery, serve: Serve
 ) -> None:
-    engine, _ = await serve(EngineConfig(max_waiting=4), generates=False, slots=2, n_batch=100, token_time=0.01)
+    engine, _ = await serve(
+        EngineConfig(max_waiting=4), generates=False, slots=2, n_batch=100, step_time=0, token_time=0.004
+    )
     text = ("word " * 100,) * 5
     for number in range(4):
         nursery.start_soon(engine.embed, Embed(id=number, texts=text))
-    await trio.sleep(10)
+    await trio.sleep(4)
     state = engine.state()
     assert (state.running, state.waiting) == (2, 2)
-    assert state.ttft_s == pytest.approx(20, rel=0.1)
+    assert state.ttft_s == pytest.approx(8, rel=0.1)
     with pytest.raises(EngineBusy) as caught:
         await engine.embed(Embed(id=9, texts=text))
-    assert caught.value.retry_after == pytest.approx(20, rel=0.1)
+    assert caught.value.retry_after == pytest.approx(8, rel=0.1)
     await trio.sleep(30)
     assert (engine.state().running, engine.state().waiting, engine.state().ttft_s) == (0, 0, 0)
 
@@ -678,3 +680,13 @@ async def test_a_template_that_writes_no_text_is_told(autojump_clock: MockClock,
     assert isinstance(reply.last, Failed)
     assert (reply.last.code, reply.last.field) == ("bad_request", "messages")
     reply.last.message.encode()
+
+
+async def test_what_has_no_limit_is_promised_by_a_typical_answer(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, _ = await serve(EngineConfig(max_waiting=0), slots=1, step_time=0.05)
+    engine.submit(request(max_tokens=None))
+    for _ in range(2):
+        with pytest.raises(EngineBusy) as caught:
+            engine.submit(request())
+        assert caught.value.retry_after == pytest.approx(128 * 0.05)
+        await trio.sleep(1)
