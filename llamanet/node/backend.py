@@ -2,8 +2,8 @@
 
 A backend holds the memory of `slots` sequences, each up to `n_ctx` tokens long. The engine decides what is computed
 when; a backend only does it. Rules:
-- `tokenize`, `piece`, `is_end` and `check_grammar` may be called from any thread at any time. All else is called from
-  one thread only.
+- `tokenize`, `piece`, `is_end`, `check_grammar` and `ready` may be called from any thread at any time. All else is
+  called from one thread only.
 - A slot's memory grows by `decode` at its end only, and shrinks by `forget`; `copy` and `move` replace it.
 - What `draw` returns depends on the slot's tokens so far, its sampling, and (seed, position), and on nothing else.
 """
@@ -78,6 +78,9 @@ class Backend(Protocol):
 
     def check_grammar(self, grammar: str, resume: Sequence[int]) -> None:
         """Raises `RequestRefused` if `grammar` cannot be used, or if the tokens `resume` do not follow it."""
+
+    def ready(self, sampling: Sampling) -> None:
+        """Make beforehand what would take `begin` long with `sampling`."""
 
     def begin(self, slot: int, sampling: Sampling, seed: int, prompt: Sequence[int], resume: Sequence[int]) -> None:
         """Make ready to draw for `slot`; penalties know the prompt and the tokens that were already generated.

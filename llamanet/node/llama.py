@@ -135,6 +135,10 @@ class LlamaBackend:
         self._drawn_from.slow_grammars.check(grammar)
         LlamaGrammar(self._vocab, grammar, resume, end_tokens=self._drawn_from.end_tokens).close()
 
+    def ready(self, sampling: Sampling) -> None:
+        """As `Backend.ready`."""
+        self._drawn_from.dry.ready(sampling)
+
     def begin(self, slot: int, sampling: Sampling, seed: int, prompt: Sequence[int], resume: Sequence[int]) -> None:
         """As `Backend.begin`. Penalties count the prompt's tokens too, as in llama-server."""
         self._samplers[slot] = LlamaSampler(sampling, seed, self._drawn_from, prompt=prompt, resume=resume)
@@ -195,6 +199,7 @@ class LlamaBackend:
         for sampler in self._samplers.values():
             sampler.close()
         self._samplers.clear()
+        self._drawn_from.dry.close()
         lib.llama_free(self._context)
         lib.llama_model_free(self._model)
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from llamanet.errors import RequestRefused
 from llamanet.node.backend import BackendError
+from llamanet.node.llama_dry import DrySamplers
 from llamanet.node.llama_grammar import Candidates, LlamaGrammar, SlowGrammars
 from llamanet.node.sampling import position_seed
 from llamanet.wire.inference import Sampling
@@ -39,6 +40,7 @@ class LlamaVocab:
         """Tokens a slot; none is ever repeated from further back."""
         self.size: int = lib.llama_vocab_n_tokens(vocab)
         self.slow_grammars = SlowGrammars()
+        self.dry = DrySamplers(vocab, n_ctx=n_ctx)
         self.end_tokens = [token for token in range(self.size) if lib.llama_vocab_is_eog(vocab, token)]
 
 
@@ -165,20 +167,8 @@ class LlamaSampler:
                     sampling.presence_penalty,
                 )
             )
-        dry_sees = self._vocab.n_ctx if sampling.dry_penalty_last_n is None else sampling.dry_penalty_last_n
-        if sampling.dry_multiplier and dry_sees:
-            breakers = [breaker.encode() for breaker in sampling.dry_sequence_breakers]
-            self._add(
-                lib.llama_sampler_init_dry(
-                    self._vocab.handle,
-                    sampling.dry_multiplier,
-                    sampling.dry_base,
-                    sampling.dry_allowed_length,
-                    dry_sees,
-                    (ctypes.c_char_p * len(breakers))(*breakers),
-                    len(breakers),
-                )
-            )
+        if dry_sees := self._vocab.dry.sees(sampling):
+            self._add(self._vocab.dry.copy(sampling))
             sees = max(sees, dry_sees)
         if sees:
             for token in [*prompt, *resume][-sees:]:

@@ -95,6 +95,7 @@ def _prepare(serial: int, request: Generate, backend: Backend, template: ChatTem
         )
         raise _TooLong(message, "resume", f"{n_ctx - len(prompt)} tokens")
     request = attrs.evolve(request, sampling=_checked(request.sampling, request.resume, backend))
+    backend.ready(request.sampling)
 
     sampling = request.sampling
     sequence = Sequence(

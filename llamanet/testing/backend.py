@@ -161,6 +161,9 @@ class ScriptedBackend:
         if "root ::=" not in grammar:
             raise RequestRefused("the grammar has no rule root", "sampling.grammar", "GBNF with a rule root")
 
+    def ready(self, sampling: Sampling) -> None:
+        """Nothing here takes long."""
+
     def begin(self, slot: int, sampling: Sampling, seed: int, prompt: Run[int], resume: Run[int]) -> None:
         """Remember what the draws depend on."""
         ends_at = self.n_ctx if sampling.ignore_eos else max(self.answer_tokens, sampling.min_tokens)

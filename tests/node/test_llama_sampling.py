@@ -1,12 +1,15 @@
 """Every way of bending the draw, on the real model: that it does what it says, and is the same after a resumption."""
 
+import ctypes
 import json
 import math
 import re
+import threading
 import time
 from typing import Any
 
 import attrs
+import llama_cpp.llama_cpp as lib
 import pytest
 import trio
 from asking import STORY, Reply, ask, finished
@@ -16,6 +19,7 @@ from llamanet.node import llama_sampler
 from llamanet.node.backend import Chunk
 from llamanet.node.engine import Engine
 from llamanet.node.llama import LlamaBackend
+from llamanet.node.llama_dry import MADE, DrySamplers
 from llamanet.node.llama_grammar import MAX_SLOW, SLOW_S, SlowGrammars
 from llamanet.wire.inference import Failed, Finished, Sampling
 
@@ -66,6 +70,36 @@ async def test_a_bias_forbids_and_forces(engine: Engine) -> None:
     assert forced.tokens == [198] * 4
     twice = await finished(engine, max_tokens=1, logit_bias=((198, 50.0), (198, 50.0)))
     assert twice.tokens == [198]
+
+
+async def test_sequence_breakers_are_looked_up_beside_the_engine(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_in = []
+    make = lib.llama_sampler_init_dry
+
+    def spy(*args: Any) -> Any:
+        made_in.append(threading.current_thread().name)
+        return make(*args)
+
+    monkeypatch.setattr(lib, "llama_sampler_init_dry", spy)
+    for _ in range(2):
+        await finished(engine, max_tokens=2, dry_multiplier=1.0, dry_sequence_breakers=("qz", "zq"))
+    assert len(made_in) == 1
+    assert not made_in[0].startswith("engine")
+
+
+def test_dry_samplers_of_the_latest_settings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[object] = []
+    monkeypatch.setattr(lib, "llama_sampler_init_dry", lambda *args: object())
+    monkeypatch.setattr(lib, "llama_sampler_free", freed.append)
+    samplers = DrySamplers(ctypes.c_void_p(), n_ctx=64)
+    for number in range(MADE + 3):
+        samplers.ready(Sampling(dry_multiplier=1.0, dry_allowed_length=number))
+    samplers.ready(Sampling())
+    assert len(freed) == 3
+    samplers.close()
+    assert len(set(freed)) == len(freed) == MADE + 3
 
 
 async def test_the_smallest_temperatures_are_greedy(engine: Engine) -> None:
