@@ -65,7 +65,7 @@ async def keep_in_touch(overlay: Overlay, peer: str, rng: Random) -> None:
         if reason is None:
             if failures > QUIET_FAILURES:
                 logger.info("bootstrap peer %s is back", peer)
-            pause, failures, told = FIRST_RETRY_S, 0, ""
+            failures, told = 0, ""
         elif not overlay.joined:
             failures += 1
             # Once with each new reason, and then ever more rarely: the 2nd time, the 4th, the 8th...

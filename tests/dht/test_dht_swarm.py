@@ -7,6 +7,7 @@ import pytest
 import trio
 from swarms import EPOCH, Attacker, Swarm, closest_nodes, identity, key
 
+from llamanet.dht.bootstrap import JOINED_RETRY_S
 from llamanet.dht.overlay import Overlay
 from llamanet.dht.service import DhtConfig, serve_dht
 from llamanet.errors import RpcTimeout, UserError
@@ -165,6 +166,26 @@ async def test_islands_that_name_each_other_merge(autojump_clock, nursery):
     await trio.sleep(60)
     for node in nodes:
         assert ids(node.contacts()) == everybody_but(node, nodes)
+
+
+async def test_a_bootstrap_peer_with_no_place_in_our_table_is_greeted_at_leisure(autojump_clock, nursery, monkeypatch):
+    swarm = Swarm(nursery)
+    peer = await swarm.start(0)
+    node = await swarm.start(1, bootstrap=[peer])
+    await node.wait_joined()
+    monkeypatch.setattr(node._overlay, "knows", lambda address: False)
+    greeted = []
+    introduce = node._overlay.requests.introduce
+
+    def count(address, *arguments, **options):
+        greeted.append(trio.current_time())
+        introduce(address, *arguments, **options)
+
+    monkeypatch.setattr(node._overlay.requests, "introduce", count)
+    await trio.sleep(120)
+    settled = len(greeted)
+    await trio.sleep(600)
+    assert 600 / (1.25 * JOINED_RETRY_S) - 1 <= len(greeted) - settled <= 600 / (0.75 * JOINED_RETRY_S) + 1
 
 
 async def test_a_crowd_that_joins_is_not_looked_up_for_each_comer(autojump_clock, nursery):
