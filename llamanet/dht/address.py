@@ -2,7 +2,7 @@
 
 Rules:
 - One subnet has one vote, its latest: keys and addresses in it cost its owner nothing.
-- Votes are kept of a bounded number of hosts, the latest ones.
+- Votes are kept of a bounded number of subnets, the latest ones.
 - An address that somebody announced is doubted when most votes that could have named it name another. A vote could if
   it is of the same family, and of at least the same scope: a peer on our own site may well see another address than the
   world does, but nobody out in the world sees a private one.
@@ -17,22 +17,25 @@ MAX_VOTERS = 64
 
 
 class AddressVotes:
-    """What each of the last `MAX_VOTERS` hosts that answered us said of our address."""
+    """What each of the last `MAX_VOTERS` subnets that answered us said of our address.
+
+    On loopback and in private ranges each host counts as one.
+    """
 
     def __init__(self) -> None:
-        self._by_voter: dict[str, str] = {}
+        self._by_subnet: dict[bytes, str] = {}
 
     def add(self, voter: str, observed: str) -> None:
         """The peer at the host `voter` sees us at the host `observed`."""
-        self._by_voter.pop(voter, None)
-        self._by_voter[voter] = observed
-        if len(self._by_voter) > MAX_VOTERS:
-            del self._by_voter[next(iter(self._by_voter))]
+        subnet = subnet_of(voter) or voter.encode()
+        self._by_subnet.pop(subnet, None)
+        self._by_subnet[subnet] = observed
+        if len(self._by_subnet) > MAX_VOTERS:
+            del self._by_subnet[next(iter(self._by_subnet))]
 
     def counted(self) -> Counter[str]:
         """The votes for each of our hosts."""
-        by_subnet = {subnet_of(voter) or voter.encode(): host for voter, host in self._by_voter.items()}
-        return Counter(by_subnet.values())
+        return Counter(self._by_subnet.values())
 
     def ranked(self) -> tuple[str, ...]:
         """Our hosts as peers see them, the one with the most votes first."""

@@ -29,6 +29,13 @@ def test_votes_are_bounded():
     assert counted.counted().total() == MAX_VOTERS
 
 
+def test_the_hosts_of_one_subnet_push_nobody_out():
+    counted = votes(*((f"9.{n}.1.1", "8.8.4.1") for n in range(MAX_VOTERS - 1)))
+    for n in range(3 * MAX_VOTERS):
+        counted.add(f"2001:4860:1::{n:x}", "6.6.6.6")
+    assert counted.counted() == {"8.8.4.1": MAX_VOTERS - 1, "6.6.6.6": 1}
+
+
 def test_an_address_that_most_see_is_not_doubted():
     counted = votes(("9.9.1.1", "8.8.4.1"), ("9.9.2.1", "8.8.4.1"), ("9.9.3.1", "6.6.6.6"))
     assert counted.instead_of({"8.8.4.1"}) is None
