@@ -117,13 +117,24 @@ class Guard:
             self._subnets[subnet].give()
 
     def allow_answer(self, host: str, size: int, now: float, *, verifies: bool, known: bool) -> bool:
-        """Whether all answers together leave room for one of `size` bytes, and for the signature that it verifies."""
+        """Whether all answers together leave room for one of `size` bytes, and for the signature that it verifies.
+
+        Nothing is charged if not; what of `size` the answer did not need goes back by `return_unused`.
+        """
         if _is_own_machine(host):
             return True
         kept = 0.0 if known else KNOWN_SHARE
-        if verifies and not self._verifying.take(now, keep=kept * VERIFY_BURST):
+        if not self._sending.take(now, size, keep=kept * SEND_BURST):
             return False
-        return self._sending.take(now, size, keep=kept * SEND_BURST)
+        if verifies and not self._verifying.take(now, keep=kept * VERIFY_BURST):
+            self._sending.give(size)
+            return False
+        return True
+
+    def return_unused(self, host: str, size: int) -> None:
+        """The answer to `host` took `size` bytes less than it was allowed."""
+        if not _is_own_machine(host):
+            self._sending.give(size)
 
 
 def _is_own_machine(host: str) -> bool:

@@ -100,6 +100,11 @@ class Handlers:
             return self._values(request, asker, now, wall_now, room)
         return self._stored(request, asker, now, wall_now)
 
+    def has_token(self, request: Store, asker: Contact, now: float) -> bool:
+        """Whether `asker` receives at its address, so that the record is worth a look. Raises `BadMessage` for none."""
+        key = decode_record_untrusted(request.record).key
+        return self.tokens.check(request.token, asker.address, key, now)
+
     def _pong(self, request: Ping, observed: Address, room: int) -> Pong:
         draining, states = self.live_state(request.model) if self.live_state else (False, ())
         room -= _PONG_BYTES + len(self.version)

@@ -52,6 +52,8 @@ MAX_CHECKS = 64
 """Such PINGs under way."""
 RECENT_ROUND_TRIPS = 512
 """Of which percentiles are told."""
+MAX_LOST = 64
+"""Contacts remembered after they left the table, the last ones: whom we ask when we find ourselves alone."""
 
 
 class Overlay:
@@ -97,6 +99,8 @@ class Overlay:
         """Where most peers see us, if that is none of the addresses that were announced."""
         self.recent_round_trips: deque[float] = deque(maxlen=RECENT_ROUND_TRIPS)
         """In seconds."""
+        self.lost: deque[Contact] = deque(maxlen=MAX_LOST)
+        """Contacts that left the table in silence, the latest last."""
         self._checking: set[Contact] = set()
         self._own_addresses: set[Address] = set()
         self._changed = trio.Event()
@@ -275,14 +279,22 @@ class Overlay:
             self.drops.count("client")
             return
         now, wall_now = trio.current_time(), self.config.wall_clock()
-        verifies = isinstance(request, Store)
-        if not self._guard.allow_answer(asker.address.host, allowance, now, verifies=verifies, known=known):
+        host = asker.address.host
+        # Whoever forges its address has no token, and must not use up the signatures of those who have one.
+        verifies = isinstance(request, Store) and self._handlers.has_token(request, asker, now)
+        if not self._guard.allow_answer(host, allowance, now, verifies=verifies, known=known):
             self.drops.count("quota")
             return
         check = not request.client and self.table.wants(asker)
-        room = allowance - CHECK_BYTES * check - HEADER_BYTES - MAC_BYTES
-        reply = self._handlers.answer(request, asker, now=now, wall_now=wall_now, room=room)
-        if not self.transport.send(self._envelope.seal(asker.public_key, encode_rpc(reply)), asker.address):
+        unused = allowance
+        try:
+            room = allowance - CHECK_BYTES * check - HEADER_BYTES - MAC_BYTES
+            reply = self._handlers.answer(request, asker, now=now, wall_now=wall_now, room=room)
+            datagram = self._envelope.seal(asker.public_key, encode_rpc(reply))
+            unused -= len(datagram) + CHECK_BYTES * check
+        finally:
+            self._guard.return_unused(host, unused)
+        if not self.transport.send(datagram, asker.address):
             self.drops.count("unsent")
         self.counts["served"] += 1
         if check:
@@ -296,9 +308,11 @@ class Overlay:
         if outcome.contact is None:
             return
         if outcome.reply is None:
-            had_contacts = self.has_contacts
+            known = self.table.is_proved(outcome.contact)
             self.table.failed(outcome.contact, now)
-            if had_contacts and not self.has_contacts:
+            if known and not self.table.is_proved(outcome.contact):
+                self.lost.append(outcome.contact)
+            if known and not self.has_contacts:
                 self._lost.set()
                 self._lost = trio.Event()
             return

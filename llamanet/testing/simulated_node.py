@@ -355,7 +355,7 @@ class SimulatedNode:
         if receiver != self.contact.public_key:
             self.drops.count("box")
             return None
-        verifies = isinstance(request, Store)
+        verifies = isinstance(request, Store) and self._handlers.has_token(request, asker, now)
         if not self._guard.allow_answer(host, MAX_DATAGRAM_BYTES, now, verifies=verifies, known=known):
             self.drops.count("quota")
             return None

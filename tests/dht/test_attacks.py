@@ -37,24 +37,24 @@ async def flood(swarm, victim, datagram, sources, rate):
         await trio.sleep(0.01)
 
 
-@pytest.mark.parametrize("forged", [False, True])
-async def test_a_flood_at_a_hundred_times_the_honest_rate_is_not_felt(autojump_clock, nursery, forged):
+@pytest.mark.parametrize(("forged", "rate"), [(False, 100 * HONEST_RATE), (True, 200 * HONEST_RATE)])
+async def test_a_flood_at_a_hundred_times_the_honest_rate_is_not_felt(autojump_clock, nursery, forged, rate):
     swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.005, 0.01)))
-    nodes = await swarm.start_many(6)
+    nodes = await swarm.start_many(20)
     victim, honest = nodes[2], nodes[4]
     attacker = Attacker(swarm, "8.8.8.8")
     datagram = attacker.seal(victim, FindNode(transaction=bytes(8), client=True, target=key("x")), pad_to=320)
-    sources = [Address(f"9.{n % 200}.{n // 200}.1", 1) for n in range(2000)] if forged else [attacker.address]
+    sources = [Address(f"10.{100 + n // 200}.{n % 200}.1", 1) for n in range(2000)] if forged else [attacker.address]
     before, sent_before = victim.health(), swarm.network.sent_bytes
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as inner:
-            inner.start_soon(flood, swarm, victim, datagram, sources, 100 * HONEST_RATE)
+            inner.start_soon(flood, swarm, victim, datagram, sources, rate)
             times = await ping_victim(honest, victim, swarm.addresses[victim])
             scope.cancel()
     elapsed = FLOOD_S + 5  # the pings' own round trips included
     assert sorted(times)[int(0.99 * len(times))] <= 0.02
     served = victim.health().requests_served - before.requests_served
-    answered_bytes = swarm.network.sent_bytes - sent_before - 100 * HONEST_RATE * elapsed * len(datagram)
+    answered_bytes = swarm.network.sent_bytes - sent_before - rate * elapsed * len(datagram)
     assert answered_bytes < SEND_BURST + SEND_RATE * elapsed
     if not forged:
         assert served <= HOST_BURST + HOST_RATE * elapsed + len(times) + 100
@@ -264,3 +264,24 @@ async def test_a_subnet_of_publishers_displaces_nobody_under_a_key(autojump_cloc
         node.identity.node_id for node in honest
     }
     assert 6 < len(kept) <= 20
+
+
+async def test_stores_with_forged_sources_do_not_hinder_honest_ones(autojump_clock, nursery):
+    swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.005, 0.01)))
+    nodes = await swarm.start_many(6)
+    victim = nodes[2]
+    client = await swarm.start(50, bootstrap=[nodes[0]], client_mode=True)
+    await client.wait_joined()
+    junk = Attacker(swarm)
+    record = encode_record(signed_by(junk.identity, "x", victim.config.wall_clock()))
+    datagram = junk.seal(victim, store(bytes(8), record))
+    sources = [Address(f"9.{n % 200}.{n // 200}.1", 1) for n in range(2000)]
+    async with trio.open_nursery() as inner:
+        inner.start_soon(flood, swarm, victim, datagram, sources, 2000)
+        await trio.sleep(3)
+        for number in range(20):
+            await client.publish(key(f"{number}"), b"v", lifetime=600)
+            await trio.sleep(0.2)
+        inner.cancel_scope.cancel()
+    assert victim.health().stored_records == 20
+    assert victim.health().drops["quota"] == 0

@@ -105,3 +105,18 @@ def test_answers_are_limited_in_all():
     guard = Guard(0.0)
     sent = sum(1200 * guard.allow_answer("9.9.9.9", 1200, n / 1000, verifies=False, known=True) for n in range(60_000))
     assert sent <= SEND_BURST + 60 * SEND_RATE
+
+
+def test_what_is_refused_or_not_used_is_not_charged():
+    guard = Guard(0.0)
+    while guard.allow_answer("9.9.9.9", 1200, 0.0, verifies=False, known=True):
+        pass
+    assert not guard.allow_answer("9.9.9.9", 1200, 0.0, verifies=True, known=True)
+    guard.return_unused("9.9.9.9", 1200)
+    assert guard.allow_answer("9.9.9.9", 1200, 0.0, verifies=True, known=True)
+    assert guard._verifying.left == VERIFY_BURST - 1
+
+    guard = Guard(0.0)
+    while guard.allow_answer("9.9.9.9", 1, 0.0, verifies=True, known=True):
+        pass
+    assert guard._sending.left == SEND_BURST - VERIFY_BURST
