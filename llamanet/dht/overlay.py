@@ -49,7 +49,7 @@ AMPLIFICATION = 3
 CHECK_BYTES = 96
 """Of those, for the PING that finds out whether an asker can be asked."""
 MAX_CHECKS = 64
-"""Such PINGs under way."""
+"""Such PINGs under way; and as many of our own upkeep, which a flood of strangers must not stop."""
 RECENT_ROUND_TRIPS = 512
 """Of which percentiles are told."""
 MAX_LOST = 64
@@ -102,6 +102,7 @@ class Overlay:
         self.lost: deque[Contact] = deque(maxlen=MAX_LOST)
         """Contacts that left the table in silence, the latest last."""
         self._checking: set[Contact] = set()
+        self._checking_askers: set[Contact] = set()
         self._own_addresses: set[Address] = set()
         self._changed = trio.Event()
         self._lost = trio.Event()
@@ -183,10 +184,13 @@ class Overlay:
 
     def check(self, contact: Contact) -> None:
         """PING `contact` without waiting; its answer, or its silence, goes into the table."""
-        if contact in self._checking or len(self._checking) >= MAX_CHECKS:
+        self._check(contact, self._checking)
+
+    def _check(self, contact: Contact, under_way: set[Contact]) -> None:
+        if contact in under_way or len(under_way) >= MAX_CHECKS:
             return
-        self._checking.add(contact)
-        self.requests.ask(contact, self.ping_request(), lambda outcome: self._checking.discard(contact))
+        under_way.add(contact)
+        self.requests.ask(contact, self.ping_request(), lambda outcome: under_way.discard(contact))
 
     def lookup(self, target: bytes, count: int, *, paths: int = 1) -> Lookup:
         """A lookup from the nearest contacts that we know, by as many `paths` that share no contact.
@@ -298,7 +302,7 @@ class Overlay:
             self.drops.count("unsent")
         self.counts["served"] += 1
         if check:
-            self.check(asker)
+            self._check(asker, self._checking_askers)
 
     def _note(self, outcome: Outcome) -> None:
         """Every outcome of every request passes here."""

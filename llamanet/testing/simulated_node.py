@@ -111,6 +111,7 @@ class SimulatedNode:
         self._guard = Guard(simulation.now)
         self._sent_to: dict[Address, float] = {}
         self._checking: set[Contact] = set()
+        self._checking_askers: set[Contact] = set()
         self._upkeep = Upkeep(self) if simulation.upkeep else None
         self._handlers = Handlers(
             own_id=identity.node_id,
@@ -340,10 +341,13 @@ class SimulatedNode:
 
     def check(self, contact: Contact) -> None:
         """PING `contact`; its answer, or its silence, goes into the table."""
-        if contact not in self._checking and len(self._checking) < MAX_CHECKS:
-            self._checking.add(contact)
+        self._check(contact, self._checking)
+
+    def _check(self, contact: Contact, under_way: set[Contact]) -> None:
+        if contact not in under_way and len(under_way) < MAX_CHECKS:
+            under_way.add(contact)
             request = Ping(transaction=TRANSACTION, client=False)
-            self.ask(contact, request, lambda asked, _: self._checking.discard(asked))
+            self.ask(contact, request, lambda asked, _: under_way.discard(asked))
 
     def receive(self, request: Request, asker: Contact, receiver: PublicKey) -> Reply | None:
         """What becomes of a request that arrived, boxed for the key `receiver`; None if it is dropped."""
@@ -366,7 +370,7 @@ class SimulatedNode:
         room = MAX_PAYLOAD_BYTES - CHECK_BYTES * check
         reply = self._handlers.answer(request, asker, now=now, wall_now=self.simulation.wall_now, room=room)
         if check:
-            self.check(asker)
+            self._check(asker, self._checking_askers)
         return reply
 
     def note_sent(self, address: Address) -> None:

@@ -285,3 +285,18 @@ async def test_stores_with_forged_sources_do_not_hinder_honest_ones(autojump_clo
         inner.cancel_scope.cancel()
     assert victim.health().stored_records == 20
     assert victim.health().drops["quota"] == 0
+
+
+async def test_a_flood_of_askers_that_cannot_be_asked_does_not_stop_our_own_pings(autojump_clock, nursery):
+    swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.005, 0.01)))
+    nodes = await swarm.start_many(3)
+    victim, honest = nodes[0], nodes[1]
+    attacker = Attacker(swarm)
+    datagram = attacker.seal(victim, FindNode(transaction=bytes(8), client=False, target=key("x")), pad_to=320)
+    for number in range(300):
+        attacker.send(swarm, victim, datagram, source=Address(f"9.{number // 200}.{number % 200}.1", 1))
+    await trio.sleep(0.02)
+    served = honest.health().requests_served
+    victim._overlay.check(Contact(honest.identity.public_key, swarm.addresses[honest]))
+    await trio.sleep(0.02)
+    assert honest.health().requests_served == served + 1
