@@ -37,6 +37,8 @@ SUBNET_RATE, SUBNET_BURST = 1500.0, 4500.0
 """The same from one public subnet (/24, IPv6 /48)."""
 INTRODUCTION_RATE, INTRODUCTION_BURST = 200.0, 400.0
 """From all addresses together: what introduces itself has proved nothing, and any source can be forged in it."""
+SOURCE_INTRODUCTION_RATE, SOURCE_INTRODUCTION_BURST = 20.0, 80.0
+"""The same from one public subnet, or from one private address: a real host leaves most of it to other newcomers."""
 SEND_RATE, SEND_BURST = 2.0 * 2**20, 4.0 * 2**20
 """Bytes a second of all answers together."""
 VERIFY_RATE, VERIFY_BURST = 1000.0, 2000.0
@@ -86,6 +88,7 @@ class Guard:
     def __init__(self, now: float) -> None:
         self._hosts: dict[str, Allowance] = {}
         self._subnets: dict[bytes, Allowance] = {}
+        self._introducing: dict[bytes | str, Allowance] = {}
         self._introductions = Allowance(INTRODUCTION_RATE, INTRODUCTION_BURST, now)
         self._sending = Allowance(SEND_RATE, SEND_BURST, now)
         self._verifying = Allowance(VERIFY_RATE, VERIFY_BURST, now)
@@ -104,7 +107,11 @@ class Guard:
 
     def admit_introduction(self, host: str, now: float) -> bool:
         """Whether one more introduction, which any source can be forged in, is answered."""
-        return _is_own_machine(host) or self._introductions.take(now)
+        if _is_own_machine(host):
+            return True
+        rate, burst = SOURCE_INTRODUCTION_RATE, SOURCE_INTRODUCTION_BURST
+        share = _allowance_of(self._introducing, subnet_of(host) or host, rate, burst, MAX_SUBNETS, now)
+        return share.take(now) and self._introductions.take(now)
 
     def expect(self, host: str) -> None:
         """We ask something there: what answers it is not held against `host`."""

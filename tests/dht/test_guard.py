@@ -120,3 +120,19 @@ def test_what_is_refused_or_not_used_is_not_charged():
     while guard.allow_answer("9.9.9.9", 1, 0.0, verifies=True, known=True):
         pass
     assert guard._sending.left == SEND_BURST - VERIFY_BURST
+
+
+def test_one_host_that_introduces_itself_again_and_again_leaves_room_for_newcomers():
+    guard = Guard(0.0)
+    refused = 0
+    for step in range(5000):
+        now = step / 500
+        guard.admit_introduction("9.9.9.9", now)
+        guard.admit_introduction("10.0.0.1", now)
+        if step % 50 == 0:
+            refused += not guard.admit_introduction(f"7.{step % 250}.{step // 250}.1", now)
+            refused += not guard.admit_introduction(f"10.0.1.{step // 50}", now)
+    assert refused == 0
+    for number in range(10_000):
+        guard.admit_introduction(f"9.{number // 250}.{number % 250}.1", 100.0)
+    assert len(guard._introducing) == MAX_SUBNETS
