@@ -1,4 +1,4 @@
-"""Getting into the swarm, and back into it: one task for each bootstrap peer, one for the contacts of the last run.
+"""Getting into the swarm, and back into it: one task for each bootstrap peer, one for the contacts that we had.
 
 Rules:
 - A peer that does not answer is tried again for ever: while we are alone soon (0.2 s growing to 2 s), later at leisure.
@@ -101,18 +101,21 @@ async def _greet(overlay: Overlay, peer: str, host: str, port: int, timeout: flo
     return f"no answer from {', '.join(map(str, addresses))}"
 
 
-async def return_to(overlay: Overlay, contacts: tuple[Contact, ...], rng: Random) -> None:
-    """Ask the contacts of the last run whenever we are alone."""
+async def return_to(overlay: Overlay, saved: tuple[Contact, ...], rng: Random) -> None:
+    """Ask the contacts that we lost, and those of the last run, whenever we are alone; for ever."""
     pause = FIRST_RETRY_S
     while True:
-        if not overlay.has_contacts:
-            await overlay.check_all(contacts)
+        contacts = dict.fromkeys((*overlay.lost, *saved))
         if overlay.has_contacts:
             pause = FIRST_RETRY_S
             await overlay.wait_lost()
+        elif contacts:
+            await overlay.check_all(contacts)
+            if not overlay.has_contacts:
+                await trio.sleep(pause * rng.uniform(0.75, 1.25))
+                pause = min(2 * pause, JOINED_RETRY_S)
         else:
-            await trio.sleep(pause * rng.uniform(0.75, 1.25))
-            pause = min(2 * pause, JOINED_RETRY_S)
+            await overlay.wait_contacts_changed()
 
 
 def save_contacts(path: Path, contacts: tuple[Contact, ...]) -> None:

@@ -348,8 +348,7 @@ async def serve_dht(
                 nursery.start_soon(watch_address, overlay)
             for peer in config.bootstrap:
                 nursery.start_soon(keep_in_touch, overlay, peer, rng)
-            if saved:
-                nursery.start_soon(return_to, overlay, saved, rng)
+            nursery.start_soon(return_to, overlay, saved, rng)
             task_status.started(Dht(overlay, store, live_state))
     finally:
         transport.close()
