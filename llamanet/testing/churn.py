@@ -12,7 +12,8 @@ from llamanet.testing.simulator import Simulation
 
 
 class Churn:
-    """Keeps a simulation, which must have upkeep, at its size while its nodes come and go.
+    """Keeps a simulation, which must have upkeep, at its size while its nodes come and go. Who leaves by
+    `Simulation.leave` is not replaced.
 
     Args:
       sim: where; its nodes are in the middle of their sessions.
@@ -33,10 +34,12 @@ class Churn:
         self._sim.after(self._sim.rng.expovariate(self._rate), self._replace, node)
 
     def _replace(self, node: SimulatedNode) -> None:
-        """`node` leaves, and a new one joins through a live one."""
+        """`node` leaves, unless it has left by itself, and one as reachable as it joins through a live one."""
         sim = self._sim
+        if sim.at(node.contact.address) is not node:
+            return
         sim.leave(node)
         self.left += 1
-        newcomer = sim.start()
+        newcomer = sim.start(reachable=node.reachable)
         newcomer.join(sim.random_peer(newcomer))
         self._leave_later(newcomer)

@@ -153,7 +153,9 @@ class Simulation:
             self.run()
 
     def leave(self, node: SimulatedNode) -> None:
-        """`node` goes without a word, and is forgotten here."""
+        """`node` goes without a word, and is forgotten here, if it has not gone before."""
+        if self.at(node.contact.address) is not node:
+            return
         node.alive = False
         self.nodes.remove(node)
         del self._by_address[node.contact.address]

@@ -45,3 +45,24 @@ def test_sessions_have_the_median_asked_for():
     assert len(sim.nodes) == 20
     assert set(staying) <= set(sim.nodes)
     assert sum(node.joined for node in sim.nodes) >= 19
+
+
+def test_the_share_behind_nats_stays():
+    sim = grown(30, upkeep=True, unreachable=0.4)
+    unreachable = sum(not node.reachable for node in sim.nodes)
+    assert unreachable > 5
+    churn = Churn(sim, median_session=60)
+    sim.run_for(300)
+    assert churn.left > 50
+    assert sum(not node.reachable for node in sim.nodes) == unreachable
+
+
+def test_who_leaves_by_itself_is_not_replaced():
+    sim = grown(10, upkeep=True)
+    churn = Churn(sim, median_session=60, staying=sim.nodes[:5])
+    leaving = sim.nodes[7]
+    sim.leave(leaving)
+    sim.leave(leaving)
+    sim.run_for(600)
+    assert churn.left > 10
+    assert len(sim.nodes) == 9
