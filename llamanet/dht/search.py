@@ -180,7 +180,7 @@ async def read(
                 if newest.take(record):
                     found_all = len(newest.live) >= limit and not thorough
                     if found_all and without and values.total <= min(limit, CACHED_PUBLISHERS):
-                        _, nearest, token = min(without)
+                        _, nearest, token = min(without, key=lambda entry: entry[0])
                         for copy in values.records:
                             store = Store(
                                 transaction=new_transaction(), client=client, token=token, record=copy, cache=True

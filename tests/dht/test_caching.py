@@ -1,6 +1,7 @@
 """Copies of hot keys near those who ask: what is kept, for how long, and what it saves the holders."""
 
 import math
+from collections import Counter
 
 import pytest
 import trio
@@ -10,13 +11,14 @@ from llamanet.dht import search
 from llamanet.dht.distance import distance
 from llamanet.dht.guard import WriteTokens
 from llamanet.dht.handlers import CACHE_S, CACHED_PUBLISHERS, Handlers
+from llamanet.dht.requests import Outcome
 from llamanet.dht.routing import RoutingTable
 from llamanet.dht.storage import RecordStore
 from llamanet.errors import BadMessage
 from llamanet.testing.network import MemoryNetwork
 from llamanet.wire.envelope import MAX_PAYLOAD_BYTES, Network
 from llamanet.wire.record import encode_record, sign_record
-from llamanet.wire.rpc import FindValue, Refused, Store, Stored
+from llamanet.wire.rpc import Address, Contact, FindValue, Refused, Store, Stored, Values
 
 ME = identity(1)
 ASKER = contact(7)
@@ -175,3 +177,53 @@ async def test_a_copy_is_left_with_one_that_is_no_holder_by_who_found_all_that_i
     await read_by_newcomers(swarm, nodes[20:], hot, 20, limit=1)
     assert with_copies()
     assert with_copies().isdisjoint(closest_nodes(nodes, hot, 2))
+
+
+async def test_one_id_at_two_addresses_may_both_have_nothing():
+    """The nearest of those with nothing gets a copy; two of them may be equally near, and differ in address alone."""
+    record = encode_record(signed())
+    here, holder = contact(1), contact(2)
+    there = Contact(here.public_key, Address("10.9.9.9", 9))
+    stored = []
+
+    class Peers:
+        def ask(self, contact, request, on_outcome, **_options):
+            if isinstance(request, Store):
+                stored.append(contact)
+                return
+            records = (record,) if contact == holder else ()
+            values = Values(
+                transaction=request.transaction,
+                observed=ASKER.address,
+                token=b"t" * 8,
+                records=records,
+                total=1,
+                next_cursor=None,
+                contacts=(),
+            )
+            on_outcome(Outcome(contact, values, 0.1))
+
+    class Asks:
+        paths, narrow, finished = 1, False, False
+        left = iter([here, there, holder])
+
+        def next(self):
+            return next(self.left, None)
+
+        def answered(self, contact, contacts):
+            pass
+
+    found = search.read(
+        key("k"),
+        limit=1,
+        own=(),
+        lookup=Asks(),
+        requests=Peers(),
+        verifier=search.RecordVerifier(Network()),
+        client=True,
+        wall_clock=lambda: EPOCH,
+        counts=Counter(),
+        on_bad_record=lambda: None,
+    )
+    assert [encode_record(one) async for one in found] == [record]
+    assert stored == [here]
