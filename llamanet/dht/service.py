@@ -16,7 +16,7 @@ from llamanet.dht.bootstrap import keep_in_touch, load_contacts, parse_host_port
 from llamanet.dht.config import DhtConfig
 from llamanet.dht.distance import distance, usable
 from llamanet.dht.handlers import LiveState
-from llamanet.dht.health import Health, percentiles
+from llamanet.dht.health import OTHER_REFUSAL, REFUSALS, Health, percentiles
 from llamanet.dht.overlay import Overlay
 from llamanet.dht.requests import Outcomes, new_transaction
 from llamanet.dht.search import RecordVerifier, read
@@ -69,6 +69,7 @@ class Dht:
         self._live_state = live_state
         self._verifier = RecordVerifier(self.network)
         self._sequence = 0
+        self._refused = dict.fromkeys(REFUSALS, 0)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -132,6 +133,7 @@ class Dht:
             observed=dict(overlay.votes.counted()),
             observed_instead=overlay.observed_instead,
             drops=dict(overlay.drops.counts),
+            refused=dict(self._refused),
         )
 
     # --- asking -------------------------------------------------------------------------------------------------------
@@ -298,7 +300,8 @@ class Dht:
                 if isinstance(outcome.reply, Stored):
                     stored += 1
                 elif isinstance(outcome.reply, Refused):
-                    self._overlay.counts[f"refused {outcome.reply.reason}"[:40]] += 1
+                    reason = outcome.reply.reason
+                    self._refused[reason if reason in self._refused else OTHER_REFUSAL] += 1
                     newest = max(newest, self._own_sequence_untrusted(outcome.reply.newer, record.key))
         return stored, newest
 

@@ -8,12 +8,13 @@ import trio
 from swarms import EPOCH, Attacker, Swarm, closest_nodes, identity, key
 
 from llamanet.dht.bootstrap import JOINED_RETRY_S
+from llamanet.dht.handlers import Handlers
 from llamanet.dht.overlay import Overlay
 from llamanet.dht.service import DhtConfig, serve_dht
 from llamanet.errors import RpcTimeout, UserError
 from llamanet.testing.network import MemoryNetwork
 from llamanet.wire.envelope import MAX_DATAGRAM_BYTES, Network
-from llamanet.wire.rpc import Address, Contact, FindNode, ModelState, Nodes, Ping, Pong, encode_rpc
+from llamanet.wire.rpc import Address, Contact, FindNode, ModelState, Nodes, Ping, Pong, Refused, encode_rpc
 
 
 def contact_of(swarm, dht):
@@ -748,3 +749,18 @@ async def test_a_swarm_of_one_bucket_is_counted_exactly(autojump_clock, nursery)
     assert (health.network_size, health.network_size_error, health.observed) == (3, 0, {"10.1.0.0": 2})
     alone = await Swarm(nursery, MemoryNetwork()).start(5)
     assert (alone.health().rtt_percentiles, alone.health().mean_rtt) == ({}, None)
+
+
+async def test_refusals_are_counted_by_known_reasons_only(autojump_clock, nursery, monkeypatch):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(3)
+    reasons = iter(["time", *map(str, range(100))])
+
+    def refuse(self, request, asker, now, wall_now):
+        return Refused(transaction=request.transaction, observed=asker.address, reason=next(reasons))
+
+    monkeypatch.setattr(Handlers, "_stored", refuse)
+    for _ in range(20):
+        await nodes[1].publish(key("x"), b"v", lifetime=600)
+    assert {reason: count for reason, count in nodes[1].health().refused.items() if count} == {"time": 1, "other": 39}
+    assert not any("refused" in name for name in nodes[1]._overlay.counts)
