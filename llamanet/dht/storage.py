@@ -1,7 +1,7 @@
 """The records that one node keeps for others. Pure; `now` is in seconds since 1970, for lifetimes are absolute.
 
 Rules:
-- A slot is (key, publisher). Only a higher sequence number replaces what is in it.
+- A slot is (key, publisher). Only a higher sequence number replaces what is in it; a refused one changes nothing there.
 - A withdrawal (lifetime 0) keeps its slot until no replay of an older record could still count, and is served like
   any record, so that readers who also hear from a storer that missed it are not told of ghosts.
 - Everything is bounded. Of a key with too many publishers a fair sample is kept (`dht/publishers.py`). When the whole
@@ -115,17 +115,12 @@ class RecordStore:
             self._drop(key, publisher)
         rejected = self._make_room(key, publisher, len(encoded), source, now)
         if rejected is not None:
+            if old is not None:
+                self._add(old)
             return rejected
         kept = kept_until(record)
         slot = Slot(record, encoded, source, kept if until is None else min(kept, until))
-        publishers = self._keys.get(key)
-        if publishers is None:
-            publishers = self._keys[key] = Publishers(key, self._max_publishers_per_key, self._secret)
-        publishers.add(slot)
-        self._keys_of.setdefault(publisher, set()).add(key)
-        self._weigh(source, len(encoded))
-        self.records += 1
-        self._schedule(slot)
+        publishers = self._add(slot)
         for leaving in publishers.surplus(now):
             self._drop(key, leaving)
         return Kept() if publishers.get(publisher) is slot else Rejected(SAMPLED_OUT)
@@ -158,6 +153,18 @@ class RecordStore:
     def _slot(self, key: bytes, publisher: NodeId) -> Slot | None:
         publishers = self._keys.get(key)
         return publishers.get(publisher) if publishers else None
+
+    def _add(self, slot: Slot) -> Publishers:
+        key, publisher = slot.record.key, slot.record.publisher
+        publishers = self._keys.get(key)
+        if publishers is None:
+            publishers = self._keys[key] = Publishers(key, self._max_publishers_per_key, self._secret)
+        publishers.add(slot)
+        self._keys_of.setdefault(publisher, set()).add(key)
+        self._weigh(slot.source, len(slot.encoded))
+        self.records += 1
+        self._schedule(slot)
+        return publishers
 
     def _schedule(self, slot: Slot) -> None:
         """Note when the slot's record goes; what replaced records leave behind is cleared now and then."""

@@ -1,3 +1,4 @@
+import attrs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from swarms import seeded, unsigned_record
@@ -208,3 +209,20 @@ def test_updates_for_ever_need_no_more_memory():
     assert len(store) == 1
     assert len(store._expiries) < 100
     assert sum(map(len, store._expiries_of.values())) < 100
+
+
+def test_a_refused_update_leaves_the_old_record():
+    store = RecordStore(max_bytes=600)
+    old = unsigned_record(1, 1)
+    assert put(store, old, A) == Kept()
+    heavy = unsigned_record(2, 2)
+    for publisher in range(2, 5):
+        put(store, unsigned_record(2, publisher), B)
+    held = store.bytes
+    larger = attrs.evolve(old, sequence=2, value=bytes(300))
+    assert isinstance(put(store, larger, B), Rejected)
+    assert store.records_of(old.key, 1000.0) == [old]
+    assert len(store.records_of(heavy.key, 1000.0)) == 3
+    assert (store.bytes, len(store)) == (held, 4)
+    store.expire(old.expires_at)
+    assert (store.bytes, len(store)) == (0, 0)
