@@ -84,6 +84,5 @@ def subnet_of(host: str) -> bytes | None:
 
 
 def source_prefix(address: Address) -> bytes:
-    """The subnet of an address for accounting: as `subnet_of`, but never None."""
-    packed = ipaddress.ip_address(address.host).packed
-    return packed[:3] if len(packed) == 4 else packed[:6]
+    """Whose an address is for accounting: as `subnet_of`, and the single address where that is None."""
+    return subnet_of(address.host) or ipaddress.ip_address(address.host).packed

@@ -76,4 +76,11 @@ def test_subnets_are_those_of_public_addresses_only():
     assert subnet_of("8.8.8.8") == subnet_of("8.8.8.9") != subnet_of("8.8.9.8")
     assert subnet_of("2606:4700:1::1") == subnet_of("2606:4700:1:ffff::1") != subnet_of("2606:4700:2::1")
     assert subnet_of("10.0.0.1") is None
-    assert source_prefix(Address("10.0.0.1", 1)) == bytes([10, 0, 0])
+
+
+def test_a_source_is_a_public_subnet_or_a_single_private_address():
+    assert source_prefix(Address("8.8.8.8", 1)) == source_prefix(Address("8.8.8.9", 2)) == bytes([8, 8, 8])
+    assert source_prefix(Address("2606:4700:1::1", 1)) == bytes.fromhex("260647000001")
+    assert source_prefix(Address("10.0.0.1", 1)) == source_prefix(Address("10.0.0.1", 2)) == bytes([10, 0, 0, 1])
+    assert source_prefix(Address("10.0.0.1", 1)) != source_prefix(Address("10.0.0.2", 1))
+    assert source_prefix(Address("fd00::1", 1)) != source_prefix(Address("fd00::2", 1))

@@ -302,3 +302,12 @@ def test_garbage_in_a_store_is_a_bad_message(record):
     )
     with pytest.raises(BadMessage):
         ask(handlers, Store(transaction=TRANSACTION, client=False, token=bytes(8), record=record))
+
+
+def test_one_address_of_a_lan_that_fills_the_store_evicts_itself(handlers):
+    handlers.store = RecordStore(max_keys=4)
+    flooder, other = contact(8, host="192.168.0.8"), contact(9, host="192.168.0.9")
+    for number in range(4):
+        assert isinstance(store(handlers, signed(name=f"{number}"), flooder), Stored)
+    assert isinstance(store(handlers, signed(3, "other"), other), Stored)
+    assert isinstance(store(handlers, signed(name="5"), flooder), Refused)
