@@ -47,13 +47,16 @@ class Pinged:
 class Published:
     """The record that was published, how many nodes keep it (ourselves included), and how many were asked to.
 
-    `publishers` is about how many publishers its key has.
+    `publishers` is about how many publishers its key has, `elsewhere` how many other nodes keep the record, and
+    `refusals` why some would not (`health.REFUSALS`).
     """
 
     record: Record
     stored: int
     asked: int
     publishers: int
+    elsewhere: int
+    refusals: frozenset[str]
 
 
 class Dht:
@@ -255,16 +258,17 @@ class Dht:
         keeps = not self.client_mode and nearer < self.config.replicas
         targets = tokens if disjoint_paths > 1 else dict(list(tokens.items())[: self.config.replicas - keeps])
         crowd = Crowd()
-        stored, newest = await self._store_at(published, targets, crowd)
+        elsewhere, newest, refusals = await self._store_at(published, targets, crowd)
         if newest >= published.sequence:  # we published before, by a clock that was ahead
             self._sequence = newest
             published = self._sign(key, value, lifetime)
-            stored, _ = await self._store_at(published, targets, crowd)
+            elsewhere, _, refusals = await self._store_at(published, targets, crowd)
+        stored = elsewhere
         if keeps:
             outcome = self._store.put(published, encode_record(published), OWN_SOURCE, self.config.wall_clock())
             stored += isinstance(outcome, Kept)
             crowd.told.append(self._store.publishers_of(key))
-        return Published(published, stored, len(targets) + keeps, crowd.publishers)
+        return Published(published, stored, len(targets) + keeps, crowd.publishers, elsewhere, refusals)
 
     async def withdraw(self, key: bytes) -> None:
         """Publish that we have nothing under `key` any more."""
@@ -283,14 +287,17 @@ class Dht:
             value=value,
         )
 
-    async def _store_at(self, record: Record, targets: dict[Contact, bytes], crowd: Crowd) -> tuple[int, int]:
-        """How many of `targets` store the record, and the highest sequence number that one of them has instead."""
+    async def _store_at(
+        self, record: Record, targets: dict[Contact, bytes], crowd: Crowd
+    ) -> tuple[int, int, frozenset[str]]:
+        """How many of `targets` store the record, the highest sequence that one has instead, and the refusals."""
         encoded = encode_record(record)
         outcomes = Outcomes()
         for contact, token in targets.items():
             request = Store(transaction=new_transaction(), client=self.client_mode, token=token, record=encoded)
             self._overlay.requests.ask(contact, request, outcomes.put)
         waiting, stored, newest = set(targets), 0, -1
+        refusals: set[str] = set()
         while waiting:
             for outcome in await outcomes.take():
                 if outcome.contact is not None:
@@ -300,10 +307,11 @@ class Dht:
                 if isinstance(outcome.reply, Stored):
                     stored += 1
                 elif isinstance(outcome.reply, Refused):
-                    reason = outcome.reply.reason
-                    self._refused[reason if reason in self._refused else OTHER_REFUSAL] += 1
+                    reason = outcome.reply.reason if outcome.reply.reason in self._refused else OTHER_REFUSAL
+                    self._refused[reason] += 1
+                    refusals.add(reason)
                     newest = max(newest, self._own_sequence_untrusted(outcome.reply.newer, record.key))
-        return stored, newest
+        return stored, newest, frozenset(refusals)
 
     def _own_sequence_untrusted(self, encoded: bytes | None, key: bytes) -> int:
         if encoded is None:

@@ -8,6 +8,7 @@ Rules:
   we left in other shards expires by itself, so that readers who still look there find us.
 - What changes is told at once: a model, our address, or peers that should keep a small swarm's records.
 - `Published node info` is logged when what is published, or where, has changed; repetitions go to the debug log.
+- What every peer refuses is not said to be published: the cause, and what to do, is said once. Our own copy is no help.
 """
 
 import ipaddress
@@ -49,6 +50,12 @@ SETTLE_S = 0.05
 SMALL_SWARM = 16
 """With so many contacts or fewer, a newcomer may be one of the nodes that should keep our records."""
 WITHDRAW_S = 2.0
+REMEDIES = {
+    "time": "this machine's clock is probably off by more than a minute: set it, best by NTP",
+    "too many keys of this publisher": "serve fewer models from one node",
+    "the store is full": "start more nodes, or publish fewer keys",
+}
+"""What to do where all peers refuse a record, by why they do. Other refusals, as of a sample, are in good order."""
 
 
 @attrs.frozen(kw_only=True)
@@ -96,6 +103,8 @@ class Announcer:
         self._held: dict[str, _Held] = {}
         """What holds something of ours, as far as we know, by its key's name."""
         self._told: object = None
+        self._warned: set[str] = set()
+        """Refusals that were told of."""
 
     def refresh(self) -> None:
         """What the node serves has changed: tell it now."""
@@ -160,7 +169,8 @@ class Announcer:
             ALL_NODES: without_load,
         }
         own = self._own_records(announcement.node)
-        await self._publish({name: (encode_facts(facts), SHARED_LIFETIME_S) for name, facts in shared.items()} | own)
+        records = {name: (encode_facts(facts), SHARED_LIFETIME_S) for name, facts in shared.items()} | own
+        refused = await self._publish(records)
         names = shared.keys() | own.keys()
         now = trio.current_time()
         self._held = {name: held for name, held in self._held.items() if held.until > now}
@@ -169,17 +179,23 @@ class Announcer:
         level = logging.DEBUG if told == self._told else logging.INFO
         self._told = told
         place = f"{', '.join(hosts)} port {announcement.node.port}"
-        log.log(level, "Published node info: %s (at %s)", ", ".join(sorted(names)), place)
+        if names - refused:
+            log.log(level, "Published node info: %s (at %s)", ", ".join(sorted(names - refused)), place)
 
     def _own_records(self, facts: NodeFacts) -> dict[str, tuple[bytes, int]]:
         lifetime = math.ceil(HEARTBEATS_A_LIFE * self._heartbeat_interval)
         names = (node_key_name(facts.label), node_key_name(self._dht.identity.node_id))
         return dict.fromkeys(names, (encode_facts(facts), lifetime))
 
-    async def _publish(self, records: dict[str, tuple[bytes, int]]) -> None:
+    async def _publish(self, records: dict[str, tuple[bytes, int]]) -> set[str]:
+        """Publish under all names; returns those whose records no other node would keep, which is said once."""
+        refused: dict[str, str] = {}
+
         async def publish(name: str, root: str, value: bytes, lifetime: int) -> None:
             self._held[name] = _Held(root, trio.current_time() + lifetime)
             published = await self._dht.publish(key_of(name), value, lifetime=lifetime)
+            if not published.elsewhere:
+                refused.update((name, reason) for reason in REMEDIES.keys() & published.refusals)
             if name == root and is_model_key_name(name):
                 for shard in shard_names(name, self._dht.identity.node_id, published.publishers):
                     nursery.start_soon(publish, shard, root, value, lifetime)
@@ -187,6 +203,11 @@ class Announcer:
         async with trio.open_nursery() as nursery:
             for name, (value, lifetime) in records.items():
                 nursery.start_soon(publish, name, name, value, lifetime)
+        for reason in sorted(set(refused.values()) - self._warned):
+            names = ", ".join(sorted(name for name in refused if refused[name] == reason))
+            log.warning("no peer stores %s, for the reason %r: %s", names, reason, REMEDIES[reason])
+            self._warned.add(reason)
+        return set(refused)
 
     async def _withdraw(self, names: Sequence[str]) -> None:
         async with trio.open_nursery() as nursery:

@@ -7,7 +7,8 @@ import trio
 import trio.testing
 
 from llamanet.dht import shards as shards_module
-from llamanet.dht.service import DhtConfig, serve_dht
+from llamanet.dht.service import OWN_SOURCE, DhtConfig, serve_dht
+from llamanet.dht.storage import RecordStore, Rejected
 from llamanet.node import announcer as announcer_module
 from llamanet.node.announcer import Announcement, Announcer, local_hosts
 from llamanet.testing.network import MemoryNetwork
@@ -57,7 +58,12 @@ class Swarm:
         self.count += 1
         bootstrap = ("10.0.0.1:8001",) if self.count > 1 else ()
         config = DhtConfig(
-            bootstrap=bootstrap, wall_clock=lambda: EPOCH + trio.current_time(), seed=self.count, **options
+            **{
+                "bootstrap": bootstrap,
+                "wall_clock": lambda: EPOCH + trio.current_time(),
+                "seed": self.count,
+                **options,
+            }
         )
         transport = self.network.transport(f"10.0.0.{self.count}", 8001)
 
@@ -115,6 +121,53 @@ async def test_load_is_told_at_each_heartbeat_under_the_nodes_own_keys_only(auto
     await trio.sleep(600)
     assert len(await services_under(dht, "model:alpha")) == 1
     assert len([record for record in caplog.records if "Published" in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("off", [-600.0, 600.0])
+async def test_a_clock_that_is_off_is_said_once_and_nothing_is_said_to_be_published(
+    autojump_clock, nursery, swarm, caplog, off
+):
+    caplog.set_level(logging.INFO)
+    await swarm.join()
+    await swarm.join()
+    dht = await swarm.join(wall_clock=lambda: EPOCH + off + trio.current_time())
+    await dht.wait_joined()
+    await trio.sleep(5)
+    member = Member(dht, "10.0.0.3")
+    nursery.start_soon(member.announcer.serve)
+    await trio.sleep(400)
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "clock" in line
+    assert "model:alpha" in line
+    assert not any("Published" in record.getMessage() for record in caplog.records)
+
+
+async def test_keys_beyond_what_peers_keep_of_one_node_are_said_once(
+    autojump_clock, nursery, swarm, caplog, monkeypatch
+):
+    caplog.set_level(logging.INFO)
+    refusal = "too many keys of this publisher"
+    put = RecordStore.put
+
+    def cramped(self, record, encoded, source, now, **options):
+        if source != OWN_SOURCE and record.key == key_of("model:alpha"):
+            return Rejected(refusal)
+        return put(self, record, encoded, source, now, **options)
+
+    monkeypatch.setattr(RecordStore, "put", cramped)
+    await swarm.join()
+    dht = await swarm.join()
+    await dht.wait_joined()
+    await trio.sleep(5)
+    nursery.start_soon(Member(dht, "10.0.0.2").announcer.serve)
+    await trio.sleep(400)
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert refusal in line
+    assert "model:alpha" in line
+    assert "all_nodes" not in line
+    [told] = [record.getMessage() for record in caplog.records if "Published" in record.getMessage()]
+    assert "model:alpha" not in told
+    assert "all_nodes" in told
 
 
 async def test_what_is_not_told_again_expires(autojump_clock, nursery, swarm):
