@@ -3,6 +3,7 @@
 Rules:
 - A node that is silent for longer than its own pace explains is asked by UDP. Dead: it is left at once. Alive: it is
   waited for as long as its own times explain, what we remember of them and what it says of itself, and then it hangs.
+- Waiting in a queue is no silence, however long, while the node's steps end; a step that lasts and lasts is one.
 - What happens here is remembered (`client/peers.py`): each attempt ends once, as failed, as busy or as finished.
 """
 
@@ -20,7 +21,7 @@ from llamanet.client.selection import Candidate, estimated_ttft
 from llamanet.dht.service import Dht
 from llamanet.errors import NodeFailed, RpcTimeout
 from llamanet.wire.inference import Accepted, Embed, Generate, Tokens
-from llamanet.wire.rpc import Contact
+from llamanet.wire.rpc import Contact, ModelState
 
 SILENCE_S = 0.5
 """The least silence after which a node is asked whether it is alive..."""
@@ -36,7 +37,10 @@ HUNG_ESTIMATES = 4
 HUNG_GAPS = 20
 """...or a further one so many times the usual time between tokens; or what we remember of it, if that is more."""
 QUEUE_S = 30.0
-"""The least patience while requests wait at the node."""
+"""The least patience while requests wait at a node that has not measured its own pace yet."""
+STUCK_SHARE = 0.5
+"""A step has not ended if meanwhile the node's estimate grew by this share of the time that passed, or more. It grows
+by all of it (`Rates.ttft_s`); the rest is for round trips that differ."""
 GAP_WEIGHT = 0.2
 """Of the newest time between tokens, in their average."""
 
@@ -67,7 +71,7 @@ class Attempt:
         self.asked_at = self.heard_at = trio.current_time()
         self._access = access
         self._prompt_tokens = prompt_tokens
-        # Not what it says later: a node that hangs says ever more.
+        # Not what it says while a step lasts: a node that hangs says ever more.
         self._expected_s = estimated_ttft(candidate, prompt_tokens)
         self._embeds = isinstance(request, Embed)
         self._gap = 0.0
@@ -153,13 +157,24 @@ class Attempt:
             except RpcTimeout:
                 continue
             for state in pong.models:
-                self.candidate = attrs.evolve(self.candidate, state=state)
+                self._told(state)
             silence = trio.current_time() - self.heard_at
             if silence > self._patience() and not self._exchange.ready:
                 raise NodeFailed(self.label, "it hangs: alive, but no token comes")
             return
         if not self._exchange.ready:
             raise NodeFailed(self.label, "it fell silent")
+
+    def _told(self, state: ModelState) -> None:
+        """What the node says of itself now; if a step ended since it last did, its estimate is to be believed."""
+        now, before = trio.current_time(), self.candidate
+        self.candidate = attrs.evolve(before, state=state, at=now)
+        if state.running + state.waiting < before.state.running + before.state.waiting:
+            return  # Its estimate fell because somebody left; perhaps because the node hangs.
+        if state.ttft_s - before.state.ttft_s < STUCK_SHARE * (now - before.at):
+            self._expected_s = estimated_ttft(self.candidate, self._prompt_tokens)
+            if state.waiting and not self.spoke:
+                self.heard_at = now
 
     def _patience(self) -> float:
         """Seconds of silence after which a living node hangs."""
@@ -168,8 +183,8 @@ class Attempt:
         now, node_id, peers = trio.current_time(), self.candidate.service.node_id, self._access.peers
         if not self.spoke:
             estimate = HUNG_ESTIMATES * self._expected_s
-            # A node that has served nobody yet does not know how long its queue takes.
-            queue = QUEUE_S if self.candidate.state.waiting else 0.0
+            state = self.candidate.state
+            queue = QUEUE_S if state.waiting and not state.tokens_per_second else 0.0
             return max(peers.first_token_limit_s(node_id, self._prompt_tokens, now), estimate, queue)
         rate = self.candidate.state.tokens_per_second
         gap = max(self._gap, 1 / rate if rate > 0 else 0.0)

@@ -294,8 +294,11 @@ class TrioWorker:
                 await self._sleep()
             deliver(core.take_events())
             if step.parts:
+                began = self.clock()
                 core.compute(step)
+                core.rates.step_began = began  # For all others it lasts as long as the script says.
                 await self._sleep()
+                core.rates.step_began = None
             else:
                 wake_at = core.wake_at()
                 with trio.move_on_at(math.inf if wake_at is None else wake_at):

@@ -218,6 +218,60 @@ async def test_a_long_queue_is_waited_for(autojump_clock, nursery):
     assert [(reply.text, reply.hops) for reply in replies] == [(expected(30), ())] * 5
 
 
+async def test_the_last_in_a_queue_is_waited_for_when_its_turn_comes(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(1, slots=1, step_time=0.5)
+    client = await cluster.start_client()
+    await ask(client, 2)
+    replies = []
+
+    async def one():
+        replies.append(await ask(client, 40))
+
+    async with trio.open_nursery() as inner:
+        for _ in range(2):
+            inner.start_soon(one)
+    assert [(reply.text, reply.hops) for reply in replies] == [(expected(40), ())] * 2
+
+
+@pytest.mark.parametrize(("nodes", "slots", "count"), [(1, 4, 40), (2, 2, 60)])
+async def test_a_queue_of_minutes_is_waited_for(autojump_clock, nursery, nodes, slots, count):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(nodes, slots=slots, step_time=0.5)
+    client = await cluster.start_client()
+    await ask(client, 2)
+    replies = []
+
+    async def one(number):
+        replies.append(await ask(client, count, f"prompt {number}", wait=1000))
+
+    async with trio.open_nursery() as inner:
+        for number in range(40):
+            inner.start_soon(one, number)
+    assert len(replies) == 40
+    assert {hop.reason for reply in replies for hop in reply.hops} <= {"busy"}
+
+
+async def test_a_queue_at_an_engine_that_hangs_is_left(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(1, slots=1, step_time=0.05, hang_at=120)
+    client = await cluster.start_client()
+    await ask(client, 10)
+    async with trio.open_nursery() as inner:
+        left = []
+
+        async def one():
+            with pytest.raises(NoNodeServes, match="it hangs"):
+                await ask(client, 300)
+            left.append(trio.current_time())
+
+        began = trio.current_time()
+        for _ in range(3):
+            inner.start_soon(one)
+    # It hangs after 5.5 s; each may try it twice, for four times the 1.7 s that it said last.
+    assert max(left) - began < 5.5 + 2 * 7
+
+
 async def test_three_failures_in_one_stream(autojump_clock, nursery):
     cluster = Cluster(nursery)
     await cluster.start_nodes(4, step_time=0.02)
