@@ -75,16 +75,19 @@ class Choice:
         while not self._ranked:
             if self._unprobed:
                 batch = self._router.first_of(self._unprobed, FURTHER_PROBES if self._probes else PROBES, now)
+                # Only what was probed is gone: who cancels this and calls again finds the rest, and the batch.
+                silent = await self._probe(batch, patiently=False)
                 self._unprobed = [service for service in self._unprobed if service not in batch]
-                self._silent += await self._probe(batch, patiently=False)
+                self._silent += silent
             elif self._lookups < 2:
                 await self._look_up(fresh=self._lookups > 0)
                 self._lookups += 1
             elif self._failed:
                 self._unprobed, self._failed = self._failed, []
             elif self._silent:
-                batch, self._silent = self._silent, []
-                for service in await self._probe(batch, patiently=True):
+                silent = await self._probe(self._silent, patiently=True)
+                self._silent = []
+                for service in silent:
                     self.reasons[service.facts.label] = "it does not answer"
             else:
                 return None
@@ -110,32 +113,33 @@ class Choice:
         models = (
             [wishes.model] if wishes.model is not None else (await self._directory.models(fresh=fresh))[:ANY_MODELS]
         )
+        listed = [service for model in models for service in await self._directory.services(model, fresh=fresh)]
         found = []
-        for model in models:
-            for service in await self._directory.services(model, fresh=fresh):
-                if service in self._known:
-                    continue
-                self._known.add(service)
-                failures = self._failures.get(service.public_key, 0)
-                if reason := objection_to_service(service, wishes):
-                    self.reasons[service.facts.label] = reason
-                elif failures >= MAX_FAILURES:
-                    self.reasons[service.facts.label] = "it failed repeatedly"
-                elif failures:
-                    self._failed.append(service)
-                else:
-                    found.append(service)
+        for service in listed:
+            if service in self._known:
+                continue
+            self._known.add(service)
+            failures = self._failures.get(service.public_key, 0)
+            if reason := objection_to_service(service, wishes):
+                self.reasons[service.facts.label] = reason
+            elif failures >= MAX_FAILURES:
+                self.reasons[service.facts.label] = "it failed repeatedly"
+            elif failures:
+                self._failed.append(service)
+            else:
+                found.append(service)
         self._unprobed = self._router.probe_order(self._question, found, trio.current_time())
 
     async def _probe(self, services: list[Service], *, patiently: bool) -> list[Service]:
         """Rank those that answer, or are in the pool, and will do; returns those that did not answer."""
-        self._probes += len(services)
         candidates = await probe(self._dht, self._nursery, services, self._hear, patiently=patiently)
+        self._probes += len(services)
         now = trio.current_time()
         answered = {candidate.service: candidate for candidate in candidates}
         # In the order of their probes, which some strategies go by.
-        fresh = [answered[service] for service in services if service in answered]
-        pooled = [candidate for candidate in self._router.pool.candidates(now) if candidate.service in self._unprobed]
+        fresh = [self._router.pool.latest(answered[service]) for service in services if service in answered]
+        others = [service for service in self._unprobed if service not in services]
+        pooled = [candidate for candidate in self._router.pool.candidates(now) if candidate.service in others]
         acceptable = []
         for candidate in (*fresh, *pooled):
             self._answered[candidate.service] = candidate

@@ -4,7 +4,8 @@ The pool is that of Prequal (Wydrowski et al., "Load is not what you should bala
 - A probe may be used a bounded number of times, and for `MAX_AGE_S`. At most `POOL_SIZE` are kept, the newest.
 - With each request one more goes: in turn the oldest and the worst, so that the pool does not fill with bad nodes,
   which nobody uses up.
-- Our own requests count at once: a probe that was used tells of one request more.
+- Our own requests count at once: a probe that was used tells of one request more, and so does one that a node answered
+  before it can have known of the request.
 - Load is hot above the `HOT_QUANTILE` of the loads that the last `LOADS` probes told; but a free slot is never hot.
 - What is too old to choose by still says whom to probe: it fades within `FADE_S` into the node's average.
 """
@@ -33,6 +34,8 @@ LOADS = 128
 FADE_S = 3.0
 WAIT_WEIGHT = 0.2
 """Of the newest probe in a node's average."""
+UNSEEN_S = 0.01
+"""A request is in what its node tells so long after it arrived: its prompt is prepared first."""
 MAX_KNOWN = 1024
 """Nodes whose last probe is remembered."""
 
@@ -55,6 +58,8 @@ class _Probed:
     """Left; 0: no longer in the pool."""
     wait_s: float
     """The node's average of `ModelState.ttft_s`."""
+    ours: list[tuple[float, int]]
+    """Our latest requests there: when each was sent, and the tokens of its prompt."""
 
 
 class ProbePool:
@@ -74,7 +79,12 @@ class ProbePool:
         wait = state.ttft_s if old is None else old.wait_s + WAIT_WEIGHT * (state.ttft_s - old.wait_s)
         # Rounded at random, so that the mean is right.
         uses = math.floor(uses_a_probe(nodes) + self._rng.random())
-        self._known[service] = _Probed(candidate, uses, wait)
+        # It answered half a round trip ago, and what we send takes half of one to arrive.
+        unseen_since = candidate.at - candidate.rtt - UNSEEN_S
+        ours = [] if old is None else [sent for sent in old.ours if sent[0] > unseen_since]
+        for _, prompt_tokens in ours:
+            candidate = with_one_more(candidate, prompt_tokens)
+        self._known[service] = _Probed(candidate, uses, wait, ours)
         self._loads.append(load_of(state.running, state.waiting, state.slots))
         if len(self._known) > MAX_KNOWN:
             self._known.pop(next(iter(self._known)))
@@ -94,10 +104,16 @@ class ProbePool:
                 pool.append(probed.candidate)
         return pool
 
-    def used(self, service: Service, prompt_tokens: int) -> None:
+    def latest(self, candidate: Candidate) -> Candidate:
+        """What is now known of a node that answered as `candidate`: a later answer, and our own requests."""
+        probed = self._known.get(candidate.service)
+        return candidate if probed is None or probed.candidate.at < candidate.at else probed.candidate
+
+    def used(self, service: Service, prompt_tokens: int, now: float) -> None:
         """Our request goes to `service`."""
         if probed := self._known.get(service):
             probed.uses -= 1
+            probed.ours.append((now, prompt_tokens))
             probed.candidate = with_one_more(probed.candidate, prompt_tokens)
 
     def remove(self, now: float) -> None:

@@ -97,7 +97,7 @@ class Router:
 
     def asked(self, question: Question, service: Service, now: float) -> None:
         """The request goes to `service`."""
-        self.pool.used(service, question.prompt_tokens)
+        self.pool.used(service, question.prompt_tokens, now)
         self.pool.remove(now)
         self._affinity.asked(question.blocks, service.node_id, now)
 

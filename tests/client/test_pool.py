@@ -45,9 +45,29 @@ def test_a_probe_is_used_up_and_tells_of_our_own_requests():
     for count in range(4):
         [told] = pool.candidates(0.0)
         assert told.state.running + told.state.waiting == 3 + count
-        pool.used(told.service, 100)
+        pool.used(told.service, 100, 0.0)
     assert told.state.ttft_s > 0.5
     assert pool.candidates(0.0) == []
+
+
+def test_an_answer_given_before_our_requests_arrived_tells_of_them_too():
+    pool = ProbePool(Random(0))
+    told = attrs.evolve(candidate(1, running=1), rtt=0.1)
+    pool.add(told, 50)
+    for sent in (0.2, 0.45, 0.5):
+        pool.used(told.service, 50, sent)
+    answer = attrs.evolve(told, at=0.53)
+    pool.add(answer, 50)
+    known = pool.latest(answer)
+    assert (known.state.running, known.state.ttft_s) == (3, pytest.approx(0.1 + 2 * 50 / 500)), "all but the first"
+    pool.used(told.service, 50, 0.54)
+    assert pool.latest(answer).state.running == 4
+    later = attrs.evolve(told, at=0.7)
+    assert pool.latest(later) == later
+    pool.add(later, 50)
+    assert pool.latest(answer) == later
+    pool.forget(told.service)
+    assert pool.latest(answer) == answer
 
 
 def test_in_turn_the_oldest_and_the_worst_are_removed():
