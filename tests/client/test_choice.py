@@ -210,3 +210,24 @@ async def test_a_hanging_node_is_left_though_it_says_ever_more(autojump_clock, n
         engine._core.rates.step_began = trio.current_time()
     assert trio.current_time() - start < 10
     assert hops == [("node-0", "it hangs: alive, but no token comes")]
+
+
+async def test_what_was_cancelled_while_it_probed_finds_the_same_nodes_again(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(2, step_time=0.5)
+    client = await cluster.start_client()
+    for checkpoints in range(60):
+        async with client.stream("hello", max_tokens=1, **GREEDY) as stream:
+            async with trio.open_nursery() as inner:
+
+                @inner.start_soon
+                async def begin(stream=stream):
+                    await stream.__anext__()
+
+                for _ in range(checkpoints):
+                    await trio.lowlevel.checkpoint()
+                inner.cancel_scope.cancel()
+            async for _ in stream:
+                pass
+        assert len(stream.reply().token_ids) == 1
+        await trio.sleep(5)  # Until the pool forgets.
