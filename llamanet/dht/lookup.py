@@ -15,6 +15,7 @@ Rules:
   mislead the others (S/Kademlia, Baumgart & Mies 2007, section 4.3). A path hears only from contacts that it asked
   itself. That another path's contact answers counts for all that heard of it, so among honest nodes paths agree, and d
   of them cost little more than one. The result is what all found, together.
+- Of each id one address counts from each teller, so that no liar's word shuts out another's.
 - Whom a path asks is bounded by `MAX_ASKED`, however many contacts liars tell of.
 """
 
@@ -31,8 +32,6 @@ from llamanet.wire.rpc import Contact
 
 MAX_ASKED = 160
 """Ten times what a lookup among a million honest nodes needs."""
-MAX_PLACES = 3
-"""How many addresses are tried for one id, beside the first one that each path hears."""
 
 
 class _State(enum.Enum):
@@ -48,6 +47,7 @@ class _Candidate:
 
     distance: int
     places: list[Contact]
+    tellers: set[NodeId | None]
     place: int = 0
     state: _State = _State.NEW
 
@@ -55,7 +55,8 @@ class _Candidate:
     def contact(self) -> Contact:
         return self.places[self.place]
 
-    def add_place(self, contact: Contact) -> None:
+    def add_place(self, contact: Contact, teller: NodeId | None) -> None:
+        self.tellers.add(teller)
         self.places.append(contact)
         if self.state is _State.OVERDUE:
             self.try_next_place()
@@ -104,14 +105,13 @@ class _Path:
                 return candidate
         return None
 
-    def hear(self, candidate: _Candidate) -> bool:
-        """Take in a candidate. False if the path heard of it before."""
+    def hear(self, candidate: _Candidate) -> None:
+        """Take in a candidate, unless the path heard of it before."""
         place = bisect.bisect_left(self._distances, candidate.distance)
         if place < len(self._distances) and self._distances[place] == candidate.distance:
-            return False
+            return
         self._distances.insert(place, candidate.distance)
         self._order.insert(place, candidate)
-        return True
 
     def note_answer(self, candidate: _Candidate) -> None:
         """Whether it got nearer by this answer decides how many are asked at once."""
@@ -209,7 +209,7 @@ class Lookup:
         candidate.place = candidate.places.index(contact)
         path = self._asked_by[contact]
         path.note_answer(candidate)
-        self._tell(path, contacts)
+        self._tell(path, contacts, contact.node_id)
         if candidate.distance < self._near or path.nearest is candidate:
             self.widen()
 
@@ -230,16 +230,18 @@ class Lookup:
         found = {candidate.distance: candidate.contact for path in self._paths for candidate in path.closest()}
         return [found[distance] for distance in sorted(found)]
 
-    def _tell(self, path: _Path, contacts: Iterable[Contact]) -> None:
+    def _tell(self, path: _Path, contacts: Iterable[Contact], teller: NodeId | None = None) -> None:
+        """`path` hears of `contacts` from `teller`; from nobody if we knew them."""
         for contact in contacts:
             if contact.node_id == self._own_id:
                 continue
             candidate = self._by_id.get(contact.node_id)
             if candidate is None:
-                candidate = self._by_id[contact.node_id] = _Candidate(contact.number ^ self._number, [contact])
+                candidate = self._by_id[contact.node_id] = _Candidate(
+                    contact.number ^ self._number, [contact], {teller}
+                )
                 path.hear(candidate)
             else:
-                # What a path hears first always counts, for lies told to another path must not hide it.
-                news = path.hear(candidate)
-                if contact not in candidate.places and (news or len(candidate.places) < MAX_PLACES):
-                    candidate.add_place(contact)
+                path.hear(candidate)
+                if contact not in candidate.places and teller not in candidate.tellers:
+                    candidate.add_place(contact, teller)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from swarms import contact, key, seeded
 
 from llamanet.dht.distance import distance
-from llamanet.dht.lookup import MAX_ASKED, MAX_PLACES, Lookup
+from llamanet.dht.lookup import MAX_ASKED, Lookup
 from llamanet.dht.routing import RoutingTable
 from llamanet.wire.identity import NodeId
 from llamanet.wire.rpc import Address, Contact
@@ -146,6 +146,40 @@ def test_a_lie_about_an_address_does_not_hide_the_honest_one():
             lookup.overdue(peer)
     assert honest in lookup.closest()
     assert forged not in lookup.closest()
+
+
+def test_one_liar_does_not_shut_out_the_honest_address_by_many_wrong_ones():
+    honest, liar, teller = (contact(n) for n in range(3))
+    forged = [Contact(honest.public_key, Address("10.66.66.66", port)) for port in range(1, 17)]
+    lookup = Lookup(TARGET, ASKER.node_id, [liar], count=3, alpha=1)
+    answers = {liar: [*forged, teller], teller: [honest], honest: []}
+    asked = []
+    while not lookup.finished:
+        peer = lookup.next()
+        asked.append(peer)
+        if peer in answers:
+            lookup.answered(peer, answers[peer])
+        else:
+            lookup.overdue(peer)
+    assert honest in lookup.closest()
+    assert len(set(asked).intersection(forged)) == 1
+
+
+def test_many_liars_do_not_shut_out_the_honest_address_either():
+    honest, teller, *liars = (contact(n) for n in range(32))
+    lookup = Lookup(TARGET, ASKER.node_id, [*liars, teller], count=32, alpha=1)
+    answers = {
+        **{liar: [Contact(honest.public_key, Address("10.66.66.66", port))] for port, liar in enumerate(liars, 1)},
+        teller: [honest],
+        honest: [],
+    }
+    while not lookup.finished:
+        peer = lookup.next()
+        if peer in answers:
+            lookup.answered(peer, answers[peer])
+        else:
+            lookup.overdue(peer)
+    assert honest in lookup.closest()
 
 
 def test_liars_cannot_make_it_run_on():
@@ -287,7 +321,7 @@ def test_paths_among_the_honest_agree_and_cost_little_more_than_one():
 
 def test_what_a_path_hears_first_counts_however_much_was_lied_to_another():
     honest, liar, teller = (contact(n) for n in range(3))
-    forged = [Contact(honest.public_key, Address("10.66.6.6", port)) for port in range(1, MAX_PLACES + 1)]
+    forged = [Contact(honest.public_key, Address("10.66.6.6", port)) for port in range(1, 17)]
     lookup = Lookup(TARGET, ASKER.node_id, [liar, teller], count=3, alpha=1, paths=2)
     answers = {liar: forged, teller: [honest], honest: []}
     while not lookup.finished:
