@@ -10,7 +10,7 @@ Events: `wait_contacts_changed` wakes when a contact enters the table, `wait_los
 import math
 import os
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from random import Random
 
 import trio
@@ -29,7 +29,7 @@ from llamanet.dht.storage import RecordStore
 from llamanet.dht.transport import Transport
 from llamanet.errors import BadMessage
 from llamanet.wire.envelope import HEADER_BYTES, MAC_BYTES, MAX_DATAGRAM_BYTES, Envelope
-from llamanet.wire.identity import Identity
+from llamanet.wire.identity import Identity, NodeId
 from llamanet.wire.rpc import (
     REQUESTS,
     Address,
@@ -54,6 +54,35 @@ RECENT_ROUND_TRIPS = 512
 """Of which percentiles are told."""
 MAX_LOST = 64
 """Contacts remembered after they left the table, the last ones: whom we ask when we find ourselves alone."""
+
+
+def lookup_in(
+    table: RoutingTable,
+    own_id: NodeId,
+    config: DhtConfig,
+    target: bytes,
+    count: int,
+    *,
+    paths: int = 1,
+    seeds: Sequence[Contact] = (),
+) -> Lookup:
+    """A lookup from `seeds`, or the nearest contacts in `table`, by as many `paths` that share no contact.
+
+    It asks one at a time if the k contacts that the first one tells of should include one of the `count` nearest.
+    """
+    k = config.k
+    seeds = seeds or table.closest(target, k, good_only=True) or table.closest(target, k)
+    around = table.nodes_within(seeds[0].number ^ number_of(target)) if seeds else math.inf
+    return Lookup(
+        target,
+        own_id,
+        seeds,
+        count=count,
+        alpha=config.alpha,
+        narrow=paths == 1 and around < k * count / 2,
+        near=table.radius(count),
+        paths=paths,
+    )
 
 
 class Overlay:
@@ -193,23 +222,8 @@ class Overlay:
         self.requests.ask(contact, self.ping_request(), lambda outcome: under_way.discard(contact))
 
     def lookup(self, target: bytes, count: int, *, paths: int = 1) -> Lookup:
-        """A lookup from the nearest contacts that we know, by as many `paths` that share no contact.
-
-        It asks one at a time if the k contacts that the first one tells of should include one of the `count` nearest.
-        """
-        k = self.config.k
-        seeds = self.table.closest(target, k, good_only=True) or self.table.closest(target, k)
-        around = self.table.nodes_within(seeds[0].number ^ number_of(target)) if seeds else math.inf
-        return Lookup(
-            target,
-            self.identity.node_id,
-            seeds,
-            count=count,
-            alpha=self.config.alpha,
-            narrow=paths == 1 and around < k * count / 2,
-            near=self.table.radius(count),
-            paths=paths,
-        )
+        """A lookup from the nearest contacts that we know; see `lookup_in`."""
+        return lookup_in(self.table, self.identity.node_id, self.config, target, count, paths=paths)
 
     async def find_nodes(self, target: bytes, count: int, *, paths: int = 1) -> dict[Contact, bytes]:
         """The `count` nearest contacts that answer, nearest first, and the write token of each for `target`.
@@ -309,7 +323,7 @@ class Overlay:
         now = trio.current_time()
         if outcome.reply is None:
             self.counts["overdue"] += 1
-        if outcome.contact is None:
+        if outcome.contact is None or not outcome.sent:
             return
         if outcome.reply is None:
             known = self.table.is_proved(outcome.contact)

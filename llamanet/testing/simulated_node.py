@@ -5,16 +5,16 @@ order: who asks is admitted by the guard, answered, and checked if the table wan
 overdue request frees its place in the lookup, and its late answer still counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
-from llamanet.dht.distance import distance, number_of
+from llamanet.dht.distance import distance
 from llamanet.dht.guard import Drops, Guard, WriteTokens
 from llamanet.dht.handlers import Handlers
 from llamanet.dht.lookup import Lookup
-from llamanet.dht.overlay import CHECK_BYTES, MAX_CHECKS
+from llamanet.dht.overlay import CHECK_BYTES, MAX_CHECKS, lookup_in
 from llamanet.dht.requests import RoundTrips
 from llamanet.dht.routing import RoutingTable
 from llamanet.dht.search import RecordVerifier
@@ -154,10 +154,9 @@ class SimulatedNode:
         if any(publisher in (None, record.publisher) for record in self.store.records_of(key, sim.wall_now)):
             done(Found(first_value_s=0.0, hops=0, requests=0))
             return
-        seeds = self._seeds(key)
-        lookup = self._lookup(key, sim.config.replicas, seeds, for_values=True, paths=paths)
+        lookup = self._lookup(key, sim.config.replicas, paths=paths)
         verifier = RecordVerifier(sim.config.network)
-        hops = dict.fromkeys(seeds, 1)
+        hops = dict.fromkeys(self.table.closest(key, len(self.table)), 1)
         request = FindValue(transaction=TRANSACTION, client=False, key=key)
         self.table.looked_up(key, start)
 
@@ -188,7 +187,7 @@ class SimulatedNode:
         Without what this node holds itself.
         """
         sim = self.simulation
-        lookup = self._lookup(key, sim.config.replicas, self._seeds(key), for_values=True)
+        lookup = self._lookup(key, sim.config.replicas)
         verifier = RecordVerifier(sim.config.network)
         found: dict[NodeId, Record] = {}
         taken: dict[Contact, int] = {}
@@ -294,17 +293,9 @@ class SimulatedNode:
 
     # --- lookups ------------------------------------------------------------------------------------------------------
 
-    def _seeds(self, target: bytes) -> list[Contact]:
-        k = self.simulation.config.k
-        return self.table.closest(target, k, good_only=True) or self.table.closest(target, k)
-
-    def _lookup(
-        self, target: bytes, count: int, seeds: list[Contact], *, for_values: bool = False, paths: int = 1
-    ) -> Lookup:
-        near = bool(seeds) and self.table.nodes_within(seeds[0].number ^ number_of(target)) < count
-        narrow = for_values and near and paths == 1
-        alpha = self.simulation.config.alpha
-        return Lookup(target, self.contact.node_id, seeds, count=count, alpha=alpha, narrow=narrow, paths=paths)
+    def _lookup(self, target: bytes, count: int, *, paths: int = 1, seeds: Sequence[Contact] = ()) -> Lookup:
+        config, own_id = self.simulation.config, self.contact.node_id
+        return lookup_in(self.table, own_id, config, target, count, paths=paths, seeds=seeds)
 
     def find_nodes(
         self,
@@ -316,7 +307,7 @@ class SimulatedNode:
         paths: int = 1,
     ) -> Lookup:
         """Find the `count` nodes nearest to `target`, from our contacts or from `seeds`, with their write tokens."""
-        lookup = self._lookup(target, count, seeds or self._seeds(target), paths=paths)
+        lookup = self._lookup(target, count, paths=paths, seeds=seeds or ())
         tokens: dict[Contact, bytes] = {}
         request = FindNode(transaction=TRANSACTION, client=False, target=target)
 

@@ -24,27 +24,29 @@ class SimulatedSearch:
         self._request = request
         self._on_reply = on_reply
         self._on_end = on_end
+        self._waiting: set[Contact] = set()
 
     def step(self) -> None:
         """Ask whom the lookup names."""
         node, lookup = self._node, self._lookup
         while (contact := lookup.next()) is not None:
             if lookup.narrow:
-                node.simulation.after(node.round_trips.expected(contact.public_key), self._widen)
+                node.simulation.after(node.round_trips.expected(contact.public_key), self._widen, contact)
+            self._waiting.add(contact)
             node.ask(contact, self._request, self._take)
         if lookup.finished:
             self.ended = True
             self._on_end()
 
-    def _widen(self) -> None:
-        if self._lookup.narrow and not self.ended:
+    def _widen(self, slow: Contact) -> None:
+        if slow in self._waiting and self._lookup.narrow and not self.ended:
             self._lookup.widen()
             self.step()
 
     def _take(self, contact: Contact, reply: Reply | None) -> None:
         if self.ended:
             return
-        self._lookup.widen()
+        self._waiting.discard(contact)
         if isinstance(reply, Nodes | Values):
             self._lookup.answered(contact, usable(reply.contacts, contact.address.host))
         else:

@@ -6,6 +6,7 @@ import pytest
 from simulated import grown, key
 
 from llamanet.dht.distance import distance
+from llamanet.dht.overlay import lookup_in
 from llamanet.testing.adversaries import corrupt
 from llamanet.testing.churn import Churn
 from llamanet.testing.mail import NAT_S
@@ -32,6 +33,20 @@ def test_records_are_kept_by_the_nearest_nodes_and_found_by_all():
             assert found.first_value_s > 0.01
         for node in sim.nodes:
             node.store.expire(math.inf)
+
+
+def test_a_lookup_is_as_narrow_as_that_of_a_real_node():
+    sim = grown(60)
+    node = sim.nodes[7]
+    own_id, config = node.contact.node_id, sim.config
+    for name in map(str, range(20)):
+        real = lookup_in(node.table, own_id, config, key(name), config.replicas)
+        asked = []
+        node.ask = lambda contact, request, on_reply, asked=asked: asked.append(contact)
+        node.find_nodes(key(name), config.replicas, lambda found: None)
+        assert asked[0] == real.next()
+        assert len(asked) == (1 if real.narrow else config.alpha)
+        assert real.narrow
 
 
 def test_what_nobody_has_is_not_found_and_the_search_ends():
