@@ -76,6 +76,7 @@ class _Peer:
     """In a row; a token makes it 0."""
     open_until: float = 0.0
     trial: bool = False
+    """A request tries the node, which failed before."""
     busy_until: float = 0.0
     silences: int = 0
     """Probes in a row that it did not answer."""
@@ -164,6 +165,11 @@ class PeerMemory:
             return "it did not answer lately"
         return f"it failed {peer.failures} times in a row" if peer.failures > 1 else "it failed lately"
 
+    def busy_for_s(self, node_id: NodeId, now: float) -> float:
+        """Seconds for which the node still asks to be left alone, for its queue is full; 0.0 if it does not."""
+        peer = self._peers.get(node_id)
+        return max(0.0, peer.busy_until - now) if peer else 0.0
+
     def in_flight(self, node_id: NodeId) -> int:
         """Our own requests at the node that are not over."""
         peer = self._peers.get(node_id)
@@ -207,7 +213,8 @@ class PeerMemory:
     def _end(self, node_id: NodeId) -> _Peer:
         peer = self._use(node_id)
         peer.in_flight = max(0, peer.in_flight - 1)
-        peer.trial = False
+        # It need not be the trial that ended while others are in flight.
+        peer.trial = peer.trial and peer.in_flight > 0
         return peer
 
 

@@ -94,6 +94,19 @@ def test_one_request_at_a_time_tries_a_node_that_failed():
     assert memory.doubt(A, OPEN_S + 2) is None
 
 
+def test_what_began_before_a_trial_does_not_end_it():
+    memory = PeerMemory()
+    for _ in range(3):
+        memory.began(A, 0.0)
+    memory.failed(A, 0.0)
+    memory.began(A, OPEN_S)
+    memory.finished(A, OPEN_S)
+    assert not memory.usable(A, OPEN_S), "the trial is in flight"
+    memory.finished(A, OPEN_S)
+    memory.finished(A, OPEN_S)
+    assert memory.usable(A, OPEN_S)
+
+
 def test_what_fails_together_counts_once():
     memory = PeerMemory()
     for _ in range(100):
