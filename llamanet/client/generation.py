@@ -7,7 +7,7 @@ Rules:
   `any_version`, and when that file is nowhere else, any file by the model's name will do, and the reply says so.
 - A first token that is later than usual is asked of a second node too (`client/hedge.py`); the first to speak wins.
 - Before the first token, "busy" everywhere is waited out for `wait` seconds (`client/lobby.py`), and then an error. A
-  begun stream goes on waiting.
+  node that said when to come back is not asked before, by any request. A begun stream goes on waiting.
 - There is no other deadline than the caller's; cancelling cancels the work at the nodes.
 """
 
@@ -206,7 +206,7 @@ class Stream:
         """Ask the best node that is left; None if it is time to look again."""
         if self._choice is None:
             if not (self.token_ids or self._has_turn) and self._access.lobby.crowded(self._request.model):
-                await self._wait_for_turn()  # If it does not come in time, the request is made once.
+                await self._wait_for_turn()  # If it does not come in time, only nodes are asked that did not say when.
             self._choice = self._make_choice(self._wishes, self._prompt_tokens(), self._failures)
         attempt = await self._ask_next(self._choice)
         if attempt is None:
@@ -217,7 +217,12 @@ class Stream:
         return attempt
 
     async def _ask_next(self, choice: Choice) -> Attempt | None:
-        candidate = await choice.next()
+        while (candidate := await choice.next()) is not None:
+            service = candidate.service
+            pause = self._access.peers.busy_for_s(service.node_id, trio.current_time())
+            if self.token_ids or not pause:
+                break
+            choice.busy[service.facts.label] = pause
         if candidate is None:
             return None
         if choice.decision is not None:

@@ -68,6 +68,34 @@ async def test_who_may_not_wait_is_told_the_soonest_time(autojump_clock, nursery
     assert not client._access.lobby.crowded(None)
 
 
+async def test_nobody_rushes_at_nodes_that_said_when_to_come_back(autojump_clock, nursery, monkeypatch):
+    cluster = await start(nursery)
+    client = await cluster.start_client()
+    asked = []
+    submit = client._access.pool.submit
+    monkeypatch.setattr(client._access.pool, "submit", lambda *given: asked.append(given) or submit(*given))
+    async with client.stream("a", **GREEDY) as first, client.stream("b", **GREEDY) as second:
+        await first.__anext__()
+        await second.__anext__()
+        with pytest.raises(SwarmBusy):
+            await client.generate("c", wait=0)
+        asked.clear()
+
+        async def refused(wait):
+            with pytest.raises(SwarmBusy) as caught:
+                await client.generate("c", wait=wait)
+            assert caught.value.retry_after > 0
+
+        async with trio.open_nursery() as inner:
+            for _ in range(50):
+                inner.start_soon(refused, 0)
+        assert asked == []
+        async with trio.open_nursery() as inner:
+            for _ in range(50):
+                inner.start_soon(refused, 10)
+        assert len(asked) < 50
+
+
 async def test_waiting_is_cancelled_everywhere_and_nothing_is_left(autojump_clock, nursery):
     cluster = await start(nursery)
     client = await cluster.start_client()
