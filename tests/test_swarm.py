@@ -153,6 +153,7 @@ def test_settings_are_checked_at_once(options, complaint):
 async def test_a_private_swarm_hears_its_own_only(tmp_path):
     key = "ab" * 32
     (tmp_path / "key").write_text(key + "\n")
+    (tmp_path / "key").chmod(0o600)
     async with serving(swarm_key=key, node_id="first") as first:
         await first.serve(model())
         async with Swarm(address_of(first), swarm_key_file=tmp_path / "key") as member:

@@ -102,11 +102,15 @@ def _create(path: Path) -> Identity:
 
 
 def load_swarm_key(path: Path) -> bytes:
-    """The 32-byte key of a private swarm. Raises `UserError` in one line if the file holds none."""
+    """The 32-byte key of a private swarm. Raises `UserError` in one line for none, or a file that is open to others."""
     try:
-        content = path.read_text("ascii", errors="replace").strip()
+        with path.open(encoding="ascii", errors="replace") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            content = file.read().strip()
     except OSError as error:
         raise UserError(f"cannot read the swarm key file {path}: {error.strerror}") from error
+    if os.name == "posix" and mode & 0o077:
+        raise UserError(f"the swarm key file {path} is open to others (mode {mode:04o}); run: chmod 600 {path}")
     try:
         key = bytes.fromhex(content)
     except ValueError:

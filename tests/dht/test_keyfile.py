@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from llamanet.dht.keyfile import hold_identity, load_or_create_identity
+from llamanet.dht.keyfile import hold_identity, load_or_create_identity, load_swarm_key
 from llamanet.errors import UserError
 
 
@@ -36,6 +36,16 @@ def test_a_key_file_open_to_others_is_refused(tmp_path, mode):
     path.chmod(mode)
     with pytest.raises(UserError, match=f"chmod 600 {path}"):
         load_or_create_identity(path)
+
+
+def test_a_swarm_key_file_open_to_others_is_refused(tmp_path):
+    path = tmp_path / "key"
+    path.write_text("ab" * 32 + "\n")
+    path.chmod(0o640)
+    with pytest.raises(UserError, match=f"mode 0640.*chmod 600 {path}"):
+        load_swarm_key(path)
+    path.chmod(0o600)
+    assert load_swarm_key(path) == b"\xab" * 32
 
 
 def test_a_key_file_that_cannot_be_read_or_made_is_said(tmp_path):
