@@ -84,7 +84,7 @@ class Journal:
         self._file.close()
 
     def _key(self, index: int, prompt: Prompt) -> str:
-        told = json.dumps([index, prompt if isinstance(prompt, str) else list(prompt), self._options])
+        told = json.dumps([index, prompt, self._options], default=repr)
         return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
 
 

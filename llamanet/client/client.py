@@ -72,7 +72,12 @@ def make_request(
     options.setdefault("seed", secrets.randbelow(MAX_SEED + 1))
     plain: dict[str, Plain] = {"id": 0, "model": model, "prompt": prompt, "sampling": options}
     if messages is not None:
-        plain["messages"] = [to_map(turn) if isinstance(turn, ChatMessage) else dict(turn) for turn in messages]
+        try:
+            plain["messages"] = [to_map(turn) if isinstance(turn, ChatMessage) else dict(turn) for turn in messages]
+        except (TypeError, ValueError) as error:
+            raise RequestRefused(
+                f"{repr(messages)[:100]} is no text, and no list of messages", "messages", "a role and its content each"
+            ) from error
         if not plain["messages"]:
             raise RequestRefused("messages= is empty", "messages")
     try:
@@ -265,8 +270,8 @@ class SwarmClient:
           progress: called with the number of results so far and that of all prompts.
           options: as for `open`; `wait` is without limit unless it is given.
 
-        A prompt that fails is told by its result (`MapResult.error`). Raises `NotJoined`, and `OSError` for a journal
-        that cannot be written.
+        A prompt that fails is told by its result (`MapResult.error`). Raises what `open` does for the options, and
+        `OSError` for a journal that cannot be written.
         """
         if concurrency is None:
             slots = sum(node.slots for node in await self.nodes(options.get("model")))
@@ -275,6 +280,8 @@ class SwarmClient:
             raise RequestRefused(f"{concurrency} requests in flight are none", "concurrency", "1 or more")
         options.setdefault("wait", math.inf)
         caller = object()
+        # What is wrong with the options is told once.
+        (await self.open("any prompt", caller=caller, **options)).close()
 
         async def ask(prompt: Prompt) -> Reply:
             if isinstance(prompt, str):

@@ -6,7 +6,7 @@ import trio
 import trio.testing
 
 from llamanet.client.batch import AHEAD
-from llamanet.errors import RequestRefused
+from llamanet.errors import LlamaNetError, RequestRefused
 from llamanet.testing.backend import scripted_text, scripted_tokens
 from llamanet.testing.cluster import Cluster
 
@@ -120,6 +120,25 @@ async def test_a_broken_off_batch_goes_on_from_its_journal(autojump_clock, clust
     assert written() == 31
     await collect(client, prompts, journal=path, max_tokens=3)
     assert written() == 61
+
+
+@pytest.mark.parametrize("journal", [None, "journal"])
+async def test_what_is_no_prompt_fails_alone(autojump_clock, cluster, tmp_path, journal):
+    client = await cluster.start_client()
+    prompts = ["good", 5, ["a"], b"x", [5], None, [], "good too"]
+    results = await collect(client, prompts, journal=journal and tmp_path / journal)
+    assert [result.index for result in results if result.error is None] == [0, 7]
+    for result in results[1:-1]:
+        assert isinstance(result.error, RequestRefused)
+        assert "\n" not in str(result.error)
+
+
+@pytest.mark.parametrize("options", [{"max_token": 5}, {"strategy": "foo"}, {"messages": []}])
+async def test_a_bad_option_is_one_error_at_the_call(autojump_clock, cluster, options):
+    client = await cluster.start_client()
+    with pytest.raises(LlamaNetError):
+        async with client.map(["a"] * 5, **options):
+            pytest.fail("it began")
 
 
 async def test_no_request_in_flight_is_refused(autojump_clock, cluster):
