@@ -143,7 +143,8 @@ class EngineCore:
         self.backend.forget(0, 0)
         start = self.clock()
         self.backend.decode([chunk])
-        self.rates.step(drawing=1, tokens=1, seconds=self.clock() - start)
+        now = self.clock()
+        self.rates.step(drawing=1, tokens=1, seconds=now - start, now=now)
         self.backend.forget(0, 0)
 
     def take_events(self) -> list[Event]:
@@ -217,8 +218,9 @@ class EngineCore:
             sequence.computed += len(chunk.tokens)
             if chunk.draws:
                 self._draw(chunk.slot, sequence, drawn_at)
-        seconds = self.clock() - start
-        self.rates.step(drawing=step.drawing, tokens=step.tokens, seconds=seconds)
+        now = self.clock()
+        seconds = now - start
+        self.rates.step(drawing=step.drawing, tokens=step.tokens, seconds=seconds, now=now)
         self.rates.memory_tokens = self._scheduler.memory_tokens
         self.rates.pending_tokens = self._scheduler.pending_tokens
         self._pace.step(prompt_tokens=step.prompt_tokens, seconds=seconds)

@@ -216,7 +216,7 @@ class Engine:
             running=running + embedding,
             waiting=waiting + len(self._embeddings) - embedding,
             slots=self.slots,
-            tokens_per_second=rates.decode,
+            tokens_per_second=rates.stream_rate(self._worker.clock()),
             prefill_tokens_per_second=rates.prefill,
             ttft_s=ttft_s,
             n_ctx=self.n_ctx,

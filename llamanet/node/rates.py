@@ -3,10 +3,17 @@
 All are exponentially weighted averages; `0` means not measured yet.
 """
 
+import math
+
 import attrs
 
 _WEIGHT = 0.1
 """Of the newest measurement: the averages follow a change within some 20 steps."""
+_ALONE_WEIGHT = 0.01
+"""Of a lone step that was slower than usual: something else may have had the machine for a while."""
+_RECOVERY_S = 10.0
+_LEAST_SHARE = 0.02
+"""The least share of a step's time that is put down to its prompts."""
 
 
 @attrs.define
@@ -14,9 +21,13 @@ class Rates:
     """Measured rates of one engine. Written by its thread; others read single fields."""
 
     decode: float = 0.0
-    """Tokens a second of one stream."""
+    """Tokens a second of one stream, when last measured."""
+    alone: float = 0.0
+    """Tokens a second of a stream that has the engine to itself."""
+    idle_since: float = 0.0
+    """When the last step ended, on the engine's clock."""
     prefill: float = 0.0
-    """Prompt tokens a second."""
+    """Prompt tokens a second, beside what a step costs anyway."""
     service_s: float = 0.0
     """Seconds that a request holds its slot."""
     queue_s: float = 0.0
@@ -38,6 +49,9 @@ class Rates:
     """Of the prompts of running requests, what is still to be computed."""
     step_began: float | None = None
     """When the step in flight began, on the engine's clock; None between steps."""
+    _prompt_s: float = attrs.field(default=0.0, init=False)
+    _prompt_tokens: float = attrs.field(default=0.0, init=False)
+    """The averages that `prefill` is the ratio of, so that long prompts count for more."""
 
     def admitted(self, *, queue_s: float, prompt_tokens: int, cached_tokens: int) -> None:
         """Count a request that got its slot."""
@@ -56,15 +70,32 @@ class Rates:
         self.completion_tokens += 1
         self.gap_s = _average(self.gap_s, gap_s)
 
-    def step(self, *, drawing: int, tokens: int, seconds: float) -> None:
-        """Count a step that computed `tokens` tokens, of which `drawing` were followed by a draw."""
+    def step(self, *, drawing: int, tokens: int, seconds: float, now: float) -> None:
+        """Count a step that ended at `now` and computed `tokens` tokens, of which `drawing` were followed by a draw."""
         if seconds <= 0:
             return
+        self.decode = self._rested(now - seconds - self.idle_since)
+        self.idle_since = now
         self.batch = _average(self.batch, tokens)
         if tokens == drawing:
             self.decode = _average(self.decode, 1 / seconds)
+            if drawing == 1:
+                slower = 1 / seconds < self.alone
+                self.alone = _average(self.alone, 1 / seconds, _ALONE_WEIGHT if slower else _WEIGHT)
         elif tokens >= 2 * drawing:
-            self.prefill = _average(self.prefill, tokens / seconds)
+            # A prompt joins a step that costs something without it too; but never is a prompt free.
+            fixed = 1 / self.decode if self.decode else 0.0
+            net = max(seconds - fixed, _LEAST_SHARE * seconds)
+            self._prompt_s = _average(self._prompt_s, net)
+            self._prompt_tokens = _average(self._prompt_tokens, tokens - drawing)
+            self.prefill = self._prompt_tokens / self._prompt_s
+
+    def stream_rate(self, now: float) -> float:
+        """Tokens a second that a stream should expect at `now`: what was slow under load recovers while it is idle."""
+        return self._rested(now - self.idle_since) if self.step_began is None else self.decode
+
+    def _rested(self, idle_s: float) -> float:
+        return self.decode + (1 - math.exp(-max(0.0, idle_s) / _RECOVERY_S)) * max(0.0, self.alone - self.decode)
 
     def served(self, seconds: float) -> None:
         """Count a request that held its slot for `seconds`."""
@@ -80,11 +111,12 @@ class Rates:
         A step that lasts long will last as long again, for all that is known: so an engine that hangs is soon avoided.
         """
         compute = (prompt_tokens + self.pending_tokens) / self.prefill if self.prefill else 0.0
-        step = 1 / self.decode if self.decode else 0.0
+        rate = self.stream_rate(now)
+        step = 1 / rate if rate else 0.0
         queue = max(0, running + waiting - slots + 1) * self.place_s(slots)
         began = self.step_began
         return queue + compute + step + (0.0 if began is None else max(0.0, now - began))
 
 
-def _average(old: float, new: float) -> float:
-    return old + _WEIGHT * (new - old) if old else new
+def _average(old: float, new: float, weight: float = _WEIGHT) -> float:
+    return old + weight * (new - old) if old else new

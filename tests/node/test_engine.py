@@ -550,8 +550,8 @@ async def test_the_state_tells_rates(autojump_clock: MockClock, serve: Serve) ->
         await ask(engine, "word " * 100)
     state = engine.state()
     assert state.tokens_per_second == pytest.approx(50, rel=0.1)
-    assert state.prefill_tokens_per_second == pytest.approx(100 / 0.119, rel=0.1)
-    assert state.ttft_s == pytest.approx(32 / 840 + 0.02, rel=0.2)
+    assert state.prefill_tokens_per_second == pytest.approx(1 / 0.001, rel=0.01), "beside what a step costs anyway"
+    assert state.ttft_s == pytest.approx(32 / 1000 + 0.02, rel=0.2)
     generation = engine.submit(request(max_tokens=20))
     await generation.receive()
     assert engine.state().ttft_s > 0.4

@@ -23,3 +23,39 @@ IDLE = {"slots": 4, "running": 0, "waiting": 0, "prompt_tokens": 50, "now": 100.
 )
 def test_prompt_queue_step_and_what_is_in_the_way(measured, load, seconds):
     assert Rates(**{**RATES, **measured}).ttft_s(**{**IDLE, **load}) == pytest.approx(seconds)
+
+
+def step(rates, *, drawing, tokens, now, fixed=0.02, token=0.001):
+    rates.step(drawing=drawing, tokens=tokens, seconds=fixed + token * tokens, now=now)
+
+
+@pytest.mark.parametrize("prompt", [5, 50, 500])
+@pytest.mark.parametrize("streams", [0, 1, 10])
+def test_prompts_measure_alike_whatever_their_length_and_the_load(prompt, streams):
+    rates = Rates()
+    drawing = streams + 1
+    step(rates, drawing=drawing, tokens=drawing, now=0.0)
+    step(rates, drawing=drawing, tokens=drawing + max(prompt, drawing), now=1.0)
+    assert rates.prefill == pytest.approx(1000.0)
+
+
+def test_a_prompt_is_never_free():
+    rates = Rates()
+    rates.step(drawing=1, tokens=1, seconds=0.02, now=0.0)
+    rates.step(drawing=1, tokens=11, seconds=0.01, now=1.0)
+    assert rates.prefill == pytest.approx(10 / (0.02 * 0.01))
+
+
+def test_what_was_slow_under_load_recovers_while_idle_and_not_before():
+    rates = Rates()
+    step(rates, drawing=1, tokens=1, now=0.0, fixed=0.019)
+    for number in range(100):
+        step(rates, drawing=8, tokens=8, now=number / 2, fixed=0.492)
+    assert rates.stream_rate(49.5) == pytest.approx(2.0, rel=0.01)
+    assert rates.stream_rate(59.5) == pytest.approx(50 - 48 / 2.71828, rel=0.01)
+    assert rates.stream_rate(200.0) == pytest.approx(50.0, rel=0.01)
+    rates.step_began = 50.0
+    assert rates.stream_rate(200.0) == pytest.approx(2.0, rel=0.01), "a step that hangs is no rest"
+    rates.step_began = None
+    step(rates, drawing=1, tokens=1, now=200.0, fixed=0.019)
+    assert rates.decode == pytest.approx(50.0, rel=0.01)
