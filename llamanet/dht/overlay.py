@@ -323,7 +323,7 @@ class Overlay:
         now = trio.current_time()
         if outcome.reply is None:
             self.counts["overdue"] += 1
-        if outcome.contact is None or not outcome.sent:
+        if outcome.contact is None or not outcome.tried:
             return
         if outcome.reply is None:
             known = self.table.is_proved(outcome.contact)

@@ -58,12 +58,14 @@ _reply_types: dict[type[Request], type[Reply]] = {Ping: Pong, FindNode: Nodes, F
 class Outcome:
     """What became of a request: a reply, or (None) that it is overdue; a late reply may still follow that.
 
-    `contact` is who was asked; None for an introduction that nobody answered.
+    `contact` is who was asked; None for an introduction that nobody answered. Where too many requests were
+    under way to try this one (`tried`), silence says nothing of the peer.
     """
 
     contact: Contact | None
     reply: Reply | None
     rtt: float
+    tried: bool = True
 
 
 OnOutcome: TypeAlias = Callable[[Outcome], None]
@@ -214,9 +216,10 @@ class Requests:
             on_slow,
             None if contact else datagram,
         )
-        if len(self._under_way) >= MAX_UNDER_WAY or not self._send(datagram, address):
+        tried = len(self._under_way) < MAX_UNDER_WAY
+        if not tried or not self._send(datagram, address):
             self._introductions.pop(datagram, None)
-            self._overdue(under_way, now)
+            self._overdue(under_way, now, tried=tried)
             return
         self.sent += 1
         self._under_way[request.transaction] = under_way
@@ -288,9 +291,9 @@ class Requests:
             self._pause.deadline = math.inf
         return under_way
 
-    def _overdue(self, under_way: _UnderWay, now: float) -> None:
+    def _overdue(self, under_way: _UnderWay, now: float, *, tried: bool = True) -> None:
         under_way.overdue = True
-        outcome = Outcome(under_way.contact, None, now - under_way.sent_at)
+        outcome = Outcome(under_way.contact, None, now - under_way.sent_at, tried)
         self._on_outcome(outcome)
         under_way.on_outcome(outcome)
 

@@ -213,7 +213,9 @@ async def test_a_holder_that_tells_forged_records_costs_its_readers_a_signature_
 
     lie.count = 0
     for liar in liars:
-        liar._overlay._handlers = type("Liar", (), {"answer": staticmethod(lie)})()
+        liar._overlay._handlers = type(
+            "Liar", (), {"answer": staticmethod(lie), "has_token": liar._overlay._handlers.has_token}
+        )()
     verified = []
 
     def counted(candidate, network):

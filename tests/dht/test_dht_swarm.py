@@ -7,6 +7,7 @@ import pytest
 import trio
 from swarms import EPOCH, Attacker, Swarm, closest_nodes, identity, key
 
+from llamanet.dht import requests
 from llamanet.dht.bootstrap import JOINED_RETRY_S
 from llamanet.dht.handlers import Handlers
 from llamanet.dht.overlay import Overlay
@@ -229,6 +230,16 @@ async def test_a_node_cut_off_after_its_bootstrap_peer_died_comes_back(autojump_
     with trio.fail_after(60):
         while ids(alone.contacts()) != everybody_but(alone, nodes[1:]):
             await alone.wait_peers_changed()
+
+
+async def test_too_many_requests_of_our_own_are_not_blamed_on_peers(autojump_clock, nursery, monkeypatch):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(6)
+    known = ids(nodes[1].contacts())
+    monkeypatch.setattr(requests, "MAX_UNDER_WAY", 0)
+    await trio.sleep(300)
+    assert ids(nodes[1].contacts()) == known
+    assert nodes[1].health().failing_contacts == 0
 
 
 async def test_contacts_of_the_last_run_are_asked_again_after_all_were_lost(autojump_clock, nursery, tmp_path):
@@ -610,7 +621,9 @@ async def test_lying_contacts_cost_time_and_nothing_else(autojump_clock, nursery
         return honest(request, asker, now=now, wall_now=wall_now, room=room)
 
     honest = liar._overlay._handlers.answer
-    liar._overlay._handlers = type("Liar", (), {"answer": staticmethod(lie)})()
+    liar._overlay._handlers = type(
+        "Liar", (), {"answer": staticmethod(lie), "has_token": liar._overlay._handlers.has_token}
+    )()
     for number in range(10):
         others = [node for node in nodes if node is not nodes[1]]
         found = await nodes[1].find_nodes(key(f"{number}"))

@@ -63,7 +63,9 @@ def make_liars(swarm, liars):
                 return Stored(**told)
             return honest(request, asker, **circumstances)
 
-        liar._overlay._handlers = type("Liar", (), {"answer": staticmethod(lie)})()
+        liar._overlay._handlers = type(
+            "Liar", (), {"answer": staticmethod(lie), "has_token": liar._overlay._handlers.has_token}
+        )()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
