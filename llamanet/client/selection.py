@@ -27,6 +27,8 @@ STICKY_FACTOR = 10.0
 STICKY_S = 0.5
 """A node that remembers a prompt is waited for so many times as long as the soonest, and so much longer. Computing it
 anew elsewhere delays others too: so benchmarks/routing.py has 90 % of turns land on their prefix below 75 % load."""
+STICKY_REQUESTS = 4
+"""So many more requests than elsewhere are borne in any case."""
 USUAL_ANSWER_TOKENS = 128
 """About the median in conversations (129 in Patel et al., "Splitwise", ISCA '24, section 3)."""
 TIE_S = 0.005
@@ -168,9 +170,9 @@ def ranked(
     """The candidates, best first: hot-cold lexicographic (Wydrowski et al., NSDI '24, section 4).
 
     First those with a load up to `hot_load`, by the time to their first token; then the hot ones, by load. Before all
-    comes the one that remembers most of the prompt, if that is much of it, unless it is hot or so late that it
-    would be better to compute the prompt anew. `cached_tokens` says how much of the prompt a node is expected to
-    remember.
+    comes the one that remembers most of the prompt, if that is much of it, unless it is hot, has so many more requests
+    than another that they cost more than is saved, or is so late that it would be better to compute the prompt anew.
+    `cached_tokens` says how much of the prompt a node is expected to remember.
     """
     cached_tokens = cached_tokens or {}
     shuffled = list(candidates)
@@ -182,6 +184,13 @@ def ranked(
     def seconds(candidate: Candidate) -> float:
         return estimated_ttft(candidate, prompt_tokens, cached(candidate))
 
+    fewest = min((candidate.state.running + candidate.state.waiting for candidate in shuffled), default=0)
+
+    def saves(candidate: Candidate) -> bool:
+        # Every request that runs beside it delays each token of an answer by about as much as a token of prompt takes.
+        more = candidate.state.running + candidate.state.waiting - fewest
+        return more * USUAL_ANSWER_TOKENS <= max(cached(candidate), STICKY_REQUESTS * USUAL_ANSWER_TOKENS)
+
     worth = STICKY_FACTOR * min(map(seconds, shuffled), default=0.0) + STICKY_S
 
     def cost(candidate: Candidate) -> tuple[bool, int, float, float]:
@@ -189,7 +198,7 @@ def ranked(
         ttft = round(seconds(candidate) / TIE_S)
         if load > hot_load:
             return True, 0, load, ttft
-        sticky = remembers(prompt_tokens, cached(candidate)) and seconds(candidate) <= worth
+        sticky = remembers(prompt_tokens, cached(candidate)) and saves(candidate) and seconds(candidate) <= worth
         return False, -cached(candidate) if sticky else 0, ttft, load
 
     return sorted(shuffled, key=cost)

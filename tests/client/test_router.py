@@ -116,6 +116,20 @@ def test_a_conversation_goes_back_to_its_node_unless_that_is_hot_or_much_later()
     assert labels(router.rank(question(), [*others, told(SERVICES[7], ttft_s=0.6)], 5.0))[0] != "n7"
 
 
+def test_what_is_remembered_is_worth_only_so_many_more_requests():
+    router = Router(Random(0))
+    ours = question(prompt_tokens=1000, blocks=LONG)
+    router.asked(ours, SERVICES[7], 0.0)
+
+    def first(more):
+        # The other would speak sooner, although it remembers nothing.
+        there = told(SERVICES[7], running=2 + more, slots=40, ttft_s=2.9)
+        return labels(router.rank(ours, [there, told(SERVICES[1], running=2, slots=40, ttft_s=0.1)], 0.0))[0]
+
+    # 1000 tokens of prompt, and 128 of each answer.
+    assert [first(more) for more in (0, 4, 7, 8)] == ["n7", "n7", "n7", "n1"]
+
+
 def test_what_is_remembered_need_not_be_computed():
     router = Router(Random(0))
     ours = question(prompt_tokens=1000, blocks=LONG)
