@@ -119,7 +119,8 @@ class SimulatedNode:
         self.waiting: deque[Job] = deque()
         self.memories: list[tuple[int | None, int]] = [(None, 0)] * SLOTS
         """Of idle slots, the least recently used first: a conversation, and how many of its tokens."""
-        self.rates = Rates(decode=DECODE * speed, prefill=PREFILL * speed)
+        decode, prefill = DECODE * speed, PREFILL * speed
+        self.rates = Rates(decode=decode, alone=decode, prefill=prefill, best_prefill=prefill)
         self.requests = 0
         self._clock = clock
         self._updated = 0.0
@@ -164,8 +165,8 @@ class SimulatedNode:
             running=running,
             waiting=waiting,
             slots=SLOTS,
-            tokens_per_second=self.rates.decode,
-            prefill_tokens_per_second=self.rates.prefill,
+            tokens_per_second=self.rates.stream_rate(self._clock.now),
+            prefill_tokens_per_second=self.rates.prefill_rate(self._clock.now),
             ttft_s=ttft,
             n_ctx=16_384,
         )
@@ -242,14 +243,19 @@ class SimulatedNode:
 
     def _measure(self, elapsed: float) -> None:
         """What the steps within `elapsed` seconds would have shown."""
+        rates, now = self.rates, self._clock.now
         streams = sum(job.prompt_left <= 0 for job in self.running)
+        rates.decode = rates.stream_rate(now - elapsed)
+        rates.idle_since = now
         if streams == len(self.running):
             step = self._decode_step(streams) / self.factor
-            self.rates.decode += (1 - OLD_SHARE ** (elapsed / step)) * (1 / step - self.rates.decode)
+            rates.decode += (1 - OLD_SHARE ** (elapsed / step)) * (1 / step - rates.decode)
         else:
             seen = PREFILL * self.speed * self.factor * (PROMPT_SHARE if streams else 1.0)
             step = STEP_S / self.factor
-            self.rates.prefill += (1 - OLD_SHARE ** (elapsed / step)) * (seen - self.rates.prefill)
+            prefill = rates.prefill_rate(now - elapsed)
+            rates.prefill = prefill + (1 - OLD_SHARE ** (elapsed / step)) * (seen - prefill)
+            rates.prompted = now
 
     def _settle(self) -> None:
         """Whatever has come to an end, and when the next thing will."""

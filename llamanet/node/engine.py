@@ -217,7 +217,7 @@ class Engine:
             waiting=waiting + len(self._embeddings) - embedding,
             slots=self.slots,
             tokens_per_second=rates.stream_rate(self._worker.clock()),
-            prefill_tokens_per_second=rates.prefill,
+            prefill_tokens_per_second=rates.prefill_rate(self._worker.clock()),
             ttft_s=ttft_s,
             n_ctx=self.n_ctx,
         )

@@ -9,9 +9,10 @@ import attrs
 
 _WEIGHT = 0.1
 """Of the newest measurement: the averages follow a change within some 20 steps."""
-_ALONE_WEIGHT = 0.01
-"""Of a lone step that was slower than usual: something else may have had the machine for a while."""
+_BEST_S = 600.0
+"""Seconds of slower work after which the best that was measured is believed no more; a slow stretch is shorter."""
 _RECOVERY_S = 10.0
+"""Seconds without a measurement within which a rate goes back to the best one, for whatever was slow may be over."""
 _LEAST_SHARE = 0.02
 """The least share of a step's time that is put down to its prompts."""
 
@@ -23,11 +24,14 @@ class Rates:
     decode: float = 0.0
     """Tokens a second of one stream, when last measured."""
     alone: float = 0.0
-    """Tokens a second of a stream that has the engine to itself."""
+    """Tokens a second of a stream that has the engine to itself, at its best."""
     idle_since: float = 0.0
     """When the last step ended, on the engine's clock."""
     prefill: float = 0.0
-    """Prompt tokens a second, beside what a step costs anyway."""
+    """Prompt tokens a second, beside what a step costs anyway, when last measured."""
+    best_prefill: float = 0.0
+    prompted: float = 0.0
+    """When the last step with a prompt ended, on the engine's clock."""
     service_s: float = 0.0
     """Seconds that a request holds its slot."""
     queue_s: float = 0.0
@@ -74,28 +78,34 @@ class Rates:
         """Count a step that ended at `now` and computed `tokens` tokens, of which `drawing` were followed by a draw."""
         if seconds <= 0:
             return
-        self.decode = self._rested(now - seconds - self.idle_since)
+        self.decode = _rested(self.decode, self.alone, now - seconds - self.idle_since)
         self.idle_since = now
         self.batch = _average(self.batch, tokens)
         if tokens == drawing:
             self.decode = _average(self.decode, 1 / seconds)
             if drawing == 1:
-                slower = 1 / seconds < self.alone
-                self.alone = _average(self.alone, 1 / seconds, _ALONE_WEIGHT if slower else _WEIGHT)
+                self.alone = _best(self.alone, 1 / seconds, seconds)
         elif tokens >= 2 * drawing:
             # A prompt joins a step that costs something without it too; but never is a prompt free.
             fixed = 1 / self.decode if self.decode else 0.0
             net = max(seconds - fixed, _LEAST_SHARE * seconds)
+            if self.prefill:
+                self._prompt_s = self._prompt_tokens / self.prefill_rate(now - seconds)
             self._prompt_s = _average(self._prompt_s, net)
             self._prompt_tokens = _average(self._prompt_tokens, tokens - drawing)
             self.prefill = self._prompt_tokens / self._prompt_s
+            self.prompted = now
+            # What is left of a step that took hardly longer than without its prompt is no measure of the best.
+            if net >= seconds / 2:
+                self.best_prefill = _best(self.best_prefill, self.prefill, seconds)
 
     def stream_rate(self, now: float) -> float:
         """Tokens a second that a stream should expect at `now`: what was slow under load recovers while it is idle."""
-        return self._rested(now - self.idle_since) if self.step_began is None else self.decode
+        return self.decode if self.step_began is not None else _rested(self.decode, self.alone, now - self.idle_since)
 
-    def _rested(self, idle_s: float) -> float:
-        return self.decode + (1 - math.exp(-max(0.0, idle_s) / _RECOVERY_S)) * max(0.0, self.alone - self.decode)
+    def prefill_rate(self, now: float) -> float:
+        """Prompt tokens a second that a prompt should expect at `now`; it recovers while no prompt is measured."""
+        return _rested(self.prefill, self.best_prefill, now - self.prompted)
 
     def served(self, seconds: float) -> None:
         """Count a request that held its slot for `seconds`."""
@@ -110,7 +120,8 @@ class Rates:
 
         A step that lasts long will last as long again, for all that is known: so an engine that hangs is soon avoided.
         """
-        compute = (prompt_tokens + self.pending_tokens) / self.prefill if self.prefill else 0.0
+        prefill = self.prefill_rate(now)
+        compute = (prompt_tokens + self.pending_tokens) / prefill if prefill else 0.0
         rate = self.stream_rate(now)
         step = 1 / rate if rate else 0.0
         queue = max(0, running + waiting - slots + 1) * self.place_s(slots)
@@ -118,5 +129,15 @@ class Rates:
         return queue + compute + step + (0.0 if began is None else max(0.0, now - began))
 
 
-def _average(old: float, new: float, weight: float = _WEIGHT) -> float:
-    return old + weight * (new - old) if old else new
+def _average(old: float, new: float) -> float:
+    return old + _WEIGHT * (new - old) if old else new
+
+
+def _best(best: float, new: float, seconds: float) -> float:
+    """What is better counts soon; what is worse, by the time that it lasts."""
+    return _average(best, new) if new >= best else best + (1 - math.exp(-seconds / _BEST_S)) * (new - best)
+
+
+def _rested(rate: float, best: float, seconds: float) -> float:
+    """A rate that was not measured for so long."""
+    return rate + (1 - math.exp(-max(0.0, seconds) / _RECOVERY_S)) * max(0.0, best - rate)

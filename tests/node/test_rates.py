@@ -59,3 +59,39 @@ def test_what_was_slow_under_load_recovers_while_idle_and_not_before():
     rates.step_began = None
     step(rates, drawing=1, tokens=1, now=200.0, fixed=0.019)
     assert rates.decode == pytest.approx(50.0, rel=0.01)
+
+
+def test_slow_prompts_are_forgotten_while_no_prompt_is_measured():
+    rates = Rates()
+    now = 0.0
+    for token, prompts in ((0.001, 20), (0.02, 100)):
+        for _ in range(prompts):
+            now += 1.0
+            step(rates, drawing=1, tokens=1, now=now, fixed=0.019)
+            now += 1.0
+            step(rates, drawing=1, tokens=101, now=now, token=token)
+    assert rates.prefill_rate(now) == pytest.approx(50.0, rel=0.1)
+    assert rates.prefill_rate(now + 60) == pytest.approx(1000.0, rel=0.4)
+    slow = rates.ttft_s(**{**IDLE, "now": now})
+    assert rates.ttft_s(**{**IDLE, "now": now + 60}) < slow / 5
+    # One more slow prompt after the rest: it is believed as far as any other.
+    step(rates, drawing=1, tokens=101, now=now + 60, token=0.02)
+    assert 100 < rates.prefill < rates.best_prefill
+
+
+def test_a_prompt_that_cost_hardly_anything_is_not_the_best():
+    rates = Rates()
+    step(rates, drawing=1, tokens=1, now=0.0)
+    step(rates, drawing=1, tokens=501, now=1.0)
+    rates.step(drawing=1, tokens=11, seconds=0.02, now=2.0)
+    assert rates.best_prefill == pytest.approx(1000.0)
+
+
+@pytest.mark.parametrize(("seconds", "share"), [(30, 0.95), (600, 0.4)])
+def test_a_slow_stretch_of_a_lone_stream_leaves_its_best(seconds, share):
+    rates = Rates()
+    step(rates, drawing=1, tokens=1, now=0.0, fixed=0.019)
+    for number in range(seconds):
+        step(rates, drawing=1, tokens=1, now=float(number), fixed=0.999)
+    assert rates.stream_rate(seconds - 1.0) < 4
+    assert rates.stream_rate(seconds + 100.0) == pytest.approx(50 * share, rel=0.1)
