@@ -4,10 +4,6 @@ Each field is one setting of the command line: field `n_ctx` is flag `--n-ctx` a
 cannot be right is refused with one line that names both.
 """
 
-import ipaddress
-import math
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,80 +11,27 @@ import attrs
 
 from llamanet.errors import UserError
 from llamanet.node.gguf import model_name
+from llamanet.settings import LOG_FORMATS, LOG_LEVELS, host_name, is_host, number, one_of, refusal, setting_name, whole
 from llamanet.wire.facts import MAX_HOSTS, MAX_LABEL, announced_hosts
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
-LOG_FORMATS = ("text", "json")
 FLASH_ATTENTION = ("auto", "on", "off")
 CACHE_TYPES = ("auto", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """What llama.cpp can keep keys and values as; fewer bits hold more tokens in the same memory, less exactly."""
 SPLIT_MODES = ("none", "layer", "row")
 MAX_ANNOUNCED_HOST = 88
 """A record must hold it beside everything else (`wire.facts.MAX_VALUE_BYTES`)."""
-_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
-
-Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
-
-
-def setting_name(field: str) -> str:
-    """What a user knows a setting by: "--n-ctx (N_CTX)"."""
-    return f"--{field.replace('_', '-')} ({field.upper()})"
-
-
-def _refuse(attribute: "attrs.Attribute[Any]", value: Any, wanted: str) -> UserError:
-    return UserError(f"{setting_name(attribute.name)} must be {wanted}, not {value!r}")
-
-
-def _whole(low: int, high: int) -> Validator:
-    def check(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if type(value) is not int or not low <= value <= high:
-            raise _refuse(attribute, value, f"a whole number from {low} to {high}")
-
-    return check
-
-
-def _seconds(low: float, high: float) -> Validator:
-    def check(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
-            raise _refuse(attribute, value, f"a number of seconds from {low:g} to {high:g}")
-
-    return check
-
-
-def _one_of(*allowed: str) -> Validator:
-    def check(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if value not in allowed:
-            raise _refuse(attribute, value, "one of " + ", ".join(allowed))
-
-    return check
-
-
-def is_host(host: str) -> bool:
-    """Whether `host` is an IP address, or looks like a host name."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        # A name that ends in a number is an address that somebody mistyped.
-        last = host.rstrip(".").rpartition(".")[2]
-        return len(host) <= 253 and _HOST_NAME.fullmatch(host) is not None and not last.isdigit()
-    return True
-
-
-def _host(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-    if not is_host(value):
-        raise _refuse(attribute, value, "an IP address or a host name")
 
 
 def _announced_host(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
     hosts = announced_hosts(value)
     if not 0 < len(hosts) <= MAX_HOSTS or not all(map(is_host, hosts)) or len(value) > MAX_ANNOUNCED_HOST:
         wanted = f"one to {MAX_HOSTS} IP addresses or host names with commas between, {MAX_ANNOUNCED_HOST} characters"
-        raise _refuse(attribute, value, f"{wanted} at most")
+        raise refusal(attribute, value, f"{wanted} at most")
 
 
 def _label(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
     if not 1 <= len(value.encode()) <= MAX_LABEL or not value.isprintable() or value != value.strip():
-        raise _refuse(attribute, value, f"1 to {MAX_LABEL} printable characters (or bytes, in UTF-8)")
+        raise refusal(attribute, value, f"1 to {MAX_LABEL} printable characters (or bytes, in UTF-8)")
 
 
 def _some_models(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
@@ -105,46 +48,46 @@ class NodeConfig:
 
     model_path: tuple[Path, ...] = attrs.field(validator=_some_models)
     """GGUF files; a model's name is its file name without `.gguf`."""
-    host: str = attrs.field(default="0.0.0.0", validator=_host)
+    host: str = attrs.field(default="0.0.0.0", validator=host_name)
     """The address that both ports are opened on."""
-    port: int = attrs.field(default=8000, validator=_whole(0, 65_535))
+    port: int = attrs.field(default=8000, validator=whole(0, 65_535))
     """Inference, TCP; 0: any free one."""
-    dht_port: int = attrs.field(default=8001, validator=_whole(0, 65_535))
+    dht_port: int = attrs.field(default=8001, validator=whole(0, 65_535))
     """UDP; 0: any free one, and with it a fresh identity."""
     node_id: str | None = attrs.field(default=None, validator=attrs.validators.optional(_label))
     """The label that people know the node by; None: one made from its key."""
     bootstrap_nodes: tuple[str, ...] = ()
     """`host:port` of nodes to join through."""
-    heartbeat_interval: float = attrs.field(default=10.0, validator=_seconds(1, 600))
+    heartbeat_interval: float = attrs.field(default=10.0, validator=number(1, 600, "seconds"))
     """Seconds between two records with the node's load."""
-    n_ctx: int = attrs.field(default=2048, validator=_whole(32, 2**24))
+    n_ctx: int = attrs.field(default=2048, validator=whole(32, 2**24))
     """Tokens a slot."""
-    n_batch: int = attrs.field(default=512, validator=_whole(1, 2**16))
+    n_batch: int = attrs.field(default=512, validator=whole(1, 2**16))
     """Tokens computed in one step."""
-    n_gpu_layers: int = attrs.field(default=0, validator=_whole(-1, 10_000))
+    n_gpu_layers: int = attrs.field(default=0, validator=whole(-1, 10_000))
     """0: CPU only; -1: all."""
-    main_gpu: int = attrs.field(default=0, validator=_whole(0, 255))
+    main_gpu: int = attrs.field(default=0, validator=whole(0, 255))
     """The accelerator that computes what is not split."""
-    split_mode: str = attrs.field(default="layer", validator=_one_of(*SPLIT_MODES))
+    split_mode: str = attrs.field(default="layer", validator=one_of(*SPLIT_MODES))
     """How a model is spread over several accelerators."""
-    flash_attn: str = attrs.field(default="auto", validator=_one_of(*FLASH_ATTENTION))
+    flash_attn: str = attrs.field(default="auto", validator=one_of(*FLASH_ATTENTION))
     """Flash attention; auto: where llama.cpp can."""
-    cache_type_k: str = attrs.field(default="auto", validator=_one_of(*CACHE_TYPES))
+    cache_type_k: str = attrs.field(default="auto", validator=one_of(*CACHE_TYPES))
     """How the memory's keys are kept; auto: the faster of f16 and bf16."""
-    cache_type_v: str = attrs.field(default="auto", validator=_one_of(*CACHE_TYPES))
+    cache_type_v: str = attrs.field(default="auto", validator=one_of(*CACHE_TYPES))
     """How the memory's values are kept; auto: the faster of f16 and bf16."""
     chat_template: Path | None = None
     """A Jinja file that stands in for the models' own chat templates."""
-    n_parallel: int = attrs.field(default=4, validator=_whole(1, 256))
+    n_parallel: int = attrs.field(default=4, validator=whole(1, 256))
     """Slots: requests that run at the same time, for each model."""
-    n_threads: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole(1, 1024)))
+    n_threads: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole(1, 1024)))
     """None: one for each physical core."""
     announce: str | None = attrs.field(default=None, validator=attrs.validators.optional(_announced_host))
     """The hosts that others reach the node by, best first, with commas between; None: the one that peers observe."""
     data_dir: Path | None = None
     """Where keys and contacts are kept; None: the platform's place for them."""
-    log_level: str = attrs.field(default="info", validator=_one_of(*LOG_LEVELS))
-    log_format: str = attrs.field(default="text", validator=_one_of(*LOG_FORMATS))
+    log_level: str = attrs.field(default="info", validator=one_of(*LOG_LEVELS))
+    log_format: str = attrs.field(default="text", validator=one_of(*LOG_FORMATS))
     no_tls: bool = False
     """Serve plain `ws://`."""
     swarm_key_file: Path | None = None

@@ -25,12 +25,13 @@ from llamanet.errors import UserError, ungrouped
 from llamanet.node.announcer import Announcement, Announcer
 from llamanet.node.backend import Backend
 from llamanet.node.chat_template import load_chat_template
-from llamanet.node.config import LlamaSettings, NodeConfig, setting_name
+from llamanet.node.config import LlamaSettings, NodeConfig
 from llamanet.node.endpoint import Endpoint
 from llamanet.node.engine import Engine, EngineConfig, serve_engine
 from llamanet.node.gguf import check_model_file, check_model_layout, file_digest, model_name
 from llamanet.node.tls import server_tls
 from llamanet.node.worker import ThreadWorker, Worker
+from llamanet.settings import setting_name
 from llamanet.wire.envelope import Network
 from llamanet.wire.facts import NodeFacts, ServiceFacts, announced_hosts
 from llamanet.wire.identity import Identity, short_name
@@ -336,17 +337,17 @@ async def run_node(config: NodeConfig) -> None:
                     nodes[0].host.drain()
 
 
-async def resolve_host(host: str) -> str:
-    """The IP address to bind for `host`. Raises `UserError`."""
+async def resolve_host(host: str, setting: str = "host") -> str:
+    """The IP address to bind for `host`, the value of `setting`. Raises `UserError`."""
     try:
         found = await trio.socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise UserError(f"{setting_name('host')}: {host!r} is not known ({error.strerror})") from error
+        raise UserError(f"{setting_name(setting)}: {host!r} is not known ({error.strerror})") from error
     return str(found[0][4][0])
 
 
-async def bind(host: str, port: int) -> trio.socket.SocketType:
-    """A TCP socket that has its address, and does not listen yet. Raises `UserError`."""
+async def bind(host: str, port: int, settings: tuple[str, str] = ("host", "port")) -> trio.socket.SocketType:
+    """A TCP socket that has its address, and does not listen yet. Raises `UserError` that names the `settings`."""
     sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -356,8 +357,8 @@ async def bind(host: str, port: int) -> trio.socket.SocketType:
     except OSError as error:
         sock.close()
         why = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror
-        setting = setting_name("port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host")
-        raise UserError(f"cannot listen on TCP {Address(host, port)}: {why} ({setting})") from error
+        setting = settings[error.errno in (errno.EADDRINUSE, errno.EACCES)]
+        raise UserError(f"cannot listen on TCP {Address(host, port)}: {why} ({setting_name(setting)})") from error
     return sock
 
 

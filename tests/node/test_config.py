@@ -4,7 +4,8 @@ import attrs
 import pytest
 
 from llamanet.errors import UserError
-from llamanet.node.config import MAX_ANNOUNCED_HOST, NodeConfig, is_host
+from llamanet.node.config import MAX_ANNOUNCED_HOST, NodeConfig
+from llamanet.settings import is_host
 from llamanet.wire.facts import MAX_VALUE_BYTES, ServiceFacts, encode_facts
 
 MODEL = (Path("model.gguf"),)
