@@ -22,11 +22,12 @@ from llamanet.client.client import Messages, SwarmClient
 from llamanet.client.decision import Considered, Decision
 from llamanet.client.embedding import EmbeddingReply
 from llamanet.client.generation import Chunk, Hop, Reply, Stream
-from llamanet.client.join import as_peers, as_swarm_key, local_addresses
+from llamanet.client.join import local_addresses
+from llamanet.client.statistics import Statistics
 from llamanet.client.strategy import STRATEGIES, check_strategy
+from llamanet.dht.membership import as_membership
 from llamanet.dht.service import Dht, DhtConfig, serve_dht
 from llamanet.errors import ungrouped
-from llamanet.wire.envelope import Network
 from llamanet.wire.facts import announced_hosts
 from llamanet.wire.identity import Identity
 from llamanet.wire.rpc import Address, ModelState
@@ -63,6 +64,8 @@ class Swarm:
         bootstrap_nodes: str | Iterable[str] = (),
         *,
         dht_port: int = 0,
+        join: str | None = None,
+        swarm_name: str | None = None,
         swarm_key: bytes | str | None = None,
         swarm_key_file: Path | str | None = None,
         min_tps: float = 0.0,
@@ -82,6 +85,8 @@ class Swarm:
           bootstrap_nodes: `host:port` of nodes to join through, as a list or separated by commas; with none this is a
             swarm of its own.
           dht_port: our UDP port; 0 takes any free one.
+          join: an invitation, as `llamanet invite` prints it, instead of or beside `bootstrap_nodes`.
+          swarm_name: the swarm's name, if it is not the public one.
           swarm_key: a private swarm's key, 32 bytes or their hexadecimal digits; or `swarm_key_file`, which holds it.
           min_tps: tokens a second of one stream, below which no node will do.
           max_load: requests running and waiting for each slot, above which no node will do.
@@ -90,12 +95,15 @@ class Swarm:
           node_id, host, port, announce, no_tls, heartbeat_interval: as the flags of `llamanet node`, for `serve`.
           data_dir: where the digests of model files are remembered; default: the platform's place for data.
 
-        Raises `UserError` for a bootstrap peer or a key that cannot be one, and for an unknown strategy.
+        Raises `UserError` for a bootstrap peer, an invitation or a key that cannot be one, and for an unknown strategy.
         """
+        membership = as_membership(
+            bootstrap_nodes, join=join, swarm_name=swarm_name, swarm_key=swarm_key, swarm_key_file=swarm_key_file
+        )
         self._config = DhtConfig(
             port=dht_port,
-            bootstrap=as_peers(bootstrap_nodes),
-            network=Network(swarm_key=as_swarm_key(swarm_key, swarm_key_file)),
+            bootstrap=membership.peers,
+            network=membership.network,
             announce=announced_hosts(announce),
             client_mode=True,
         )
@@ -195,6 +203,11 @@ class Swarm:
     async def models(self) -> list[ModelView]:
         """The models that can be asked for. Raises `NotJoined`."""
         return await self._client.models()
+
+    @property
+    def statistics(self) -> Statistics:
+        """How this member is doing: its requests, and its DHT."""
+        return self._client.statistics
 
     # --- serving -----------------------------------------------------------------------------------------------------
 

@@ -2,14 +2,13 @@
 
 import signal
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from llamanet.cli import Stopped
 from llamanet.cli.logs import set_up_logging
-from llamanet.cli.options import bootstrap_nodes, log_settings, setting, swarm_key_file
+from llamanet.cli.options import log_settings, setting, swarm_settings, with_local_node
 from llamanet.client.strategy import STRATEGIES
 from llamanet.errors import UserError
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("ask")
 @click.argument("prompt")
-@bootstrap_nodes(required=True)
+@swarm_settings
 @click.option("--model", metavar="NAME", show_default="any", help="Ask only nodes that serve this model.")
 @click.option("--max-tokens", type=int, show_default="until the model ends", help="Stop after so many tokens.")
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0: always the likeliest token.")
@@ -42,11 +41,9 @@ if TYPE_CHECKING:
 )
 @click.option("--explain", is_flag=True, help="Say why which node was asked, on standard error.")
 @click.option("--no-chat", is_flag=True, help="Complete PROMPT as it is, without the model's chat template.")
-@swarm_key_file
 @log_settings("error")
 def command(
     prompt: str,
-    bootstrap_nodes: tuple[str, ...],
     model: str | None,
     max_tokens: int | None,
     temperature: float,
@@ -59,9 +56,9 @@ def command(
     strategy: str,
     explain: bool,
     no_chat: bool,
-    swarm_key_file: Path | None,
     log_level: str,
     log_format: str,
+    **membership: Any,
 ) -> None:
     """Ask the swarm PROMPT, and stream the answer; "-" reads the prompt from standard input."""
     set_up_logging(log_level, log_format)
@@ -73,7 +70,7 @@ def command(
 
     async def ask() -> None:
         async with (
-            Swarm(bootstrap_nodes=bootstrap_nodes, swarm_key_file=swarm_key_file, strategy=strategy) as swarm,
+            Swarm(**with_local_node(membership), strategy=strategy) as swarm,
             swarm.stream(
                 prompt if no_chat else None,
                 messages=None if no_chat else [{"role": "user", "content": prompt}],

@@ -1,14 +1,14 @@
 """`llamanet crawl`: the whole overlay, node by node: how many there are, of which versions, and who answers."""
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
 from llamanet.cli.logs import set_up_logging
-from llamanet.cli.options import bootstrap_nodes, log_settings, swarm_key_file
+from llamanet.cli.options import log_settings, swarm_settings, with_local_node
 
 if TYPE_CHECKING:
     from llamanet.dht.crawl import Crawl
@@ -18,19 +18,11 @@ PROGRESS_S = 1.0
 
 
 @click.command("crawl")
-@bootstrap_nodes(required=True)
+@swarm_settings
 @click.option("--rate", type=click.FloatRange(1, 1000), default=200.0, show_default=True, help="Requests a second.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object with every node.")
-@swarm_key_file
 @log_settings("error")
-def command(
-    bootstrap_nodes: tuple[str, ...],
-    rate: float,
-    as_json: bool,
-    swarm_key_file: Path | None,
-    log_level: str,
-    log_format: str,
-) -> None:
+def command(rate: float, as_json: bool, log_level: str, log_format: str, **membership: Any) -> None:
     """Walk the DHT and count its nodes.
 
     Every node is asked for its version and for the nodes that it knows, at a bounded rate. Programs that only ask are
@@ -43,27 +35,25 @@ def command(
     found: list[Crawl] = []
 
     async def fetch() -> None:
-        found.append(await _crawl(bootstrap_nodes, swarm_key_file, rate))
+        found.append(await _crawl(with_local_node(membership), rate))
 
     run_until_signalled(fetch)
     click.echo(_as_json(found[0]) if as_json else _as_text(found[0]))
 
 
-async def _crawl(peers: tuple[str, ...], swarm_key_file: Path | None, rate: float) -> "Crawl":
+async def _crawl(asked: Mapping[str, Any], rate: float) -> "Crawl":
     import trio
 
-    from llamanet.client.join import as_swarm_key, local_addresses
+    from llamanet.client.join import local_addresses
     from llamanet.dht.crawl import crawl
+    from llamanet.dht.membership import as_membership
     from llamanet.dht.service import Dht, DhtConfig, serve_dht
     from llamanet.errors import NotJoined
-    from llamanet.wire.envelope import Network
     from llamanet.wire.identity import Identity
 
+    membership = as_membership(**asked)
     config = DhtConfig(
-        hosts=local_addresses(),
-        bootstrap=peers,
-        network=Network(swarm_key=as_swarm_key(None, swarm_key_file)),
-        client_mode=True,
+        hosts=local_addresses(), bootstrap=membership.peers, network=membership.network, client_mode=True
     )
     told_at = trio.current_time()
 
@@ -78,7 +68,7 @@ async def _crawl(peers: tuple[str, ...], swarm_key_file: Path | None, rate: floa
         with trio.move_on_after(JOIN_S):
             await dht.wait_joined()
         if not dht.joined:
-            raise NotJoined(peers)
+            raise NotJoined(membership.peers)
         result = await crawl(dht, rate=rate, on_progress=show_progress)
         nursery.cancel_scope.cancel()
     return result

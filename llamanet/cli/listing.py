@@ -3,11 +3,12 @@
 import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
+
+from llamanet.cli.options import with_local_node
 
 if TYPE_CHECKING:
     from llamanet.swarm import Swarm
@@ -21,11 +22,13 @@ def print_views(
     look: "Callable[[Swarm], Awaitable[Sequence[Any]]]",
     columns: Mapping[str, Callable[[Any], str]],
     *,
-    bootstrap_nodes: tuple[str, ...],
-    swarm_key_file: Path | None,
+    membership: Mapping[str, Any],
     as_json: bool,
 ) -> None:
-    """Print what `look` finds: with `as_json` all that it tells of each thing, else the `columns` of a table."""
+    """Print what `look` finds: with `as_json` all that it tells of each thing, else the `columns` of a table.
+
+    `membership` is what `swarm_settings` gave.
+    """
     # Imported only now, so that --help and a mistaken option are answered at once.
     from llamanet.cli.signals import run_until_signalled
     from llamanet.swarm import Swarm
@@ -33,7 +36,7 @@ def print_views(
     views: list[Any] = []
 
     async def fetch() -> None:
-        async with Swarm(bootstrap_nodes=bootstrap_nodes, swarm_key_file=swarm_key_file) as swarm:
+        async with Swarm(**with_local_node(membership)) as swarm:
             views.extend(await look(swarm))
 
     run_until_signalled(fetch)

@@ -1,22 +1,19 @@
 """`llamanet models`: what the swarm serves."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
 from llamanet.cli.listing import as_json_option, print_views
 from llamanet.cli.logs import set_up_logging
-from llamanet.cli.options import bootstrap_nodes, log_settings, swarm_key_file
+from llamanet.cli.options import log_settings, swarm_settings
 
 
 @click.command("models")
-@bootstrap_nodes(required=True)
+@swarm_settings
 @as_json_option
-@swarm_key_file
 @log_settings("error")
-def command(
-    bootstrap_nodes: tuple[str, ...], as_json: bool, swarm_key_file: Path | None, log_level: str, log_format: str
-) -> None:
+def command(as_json: bool, log_level: str, log_format: str, **membership: Any) -> None:
     """Show the models that the swarm serves."""
     set_up_logging(log_level, log_format)
     print_views(
@@ -29,7 +26,6 @@ def command(
             "context": lambda model: str(model.n_ctx),
             "sha-256": lambda model: ", ".join(digest[:12] for digest in model.digests),
         },
-        bootstrap_nodes=bootstrap_nodes,
-        swarm_key_file=swarm_key_file,
+        membership=membership,
         as_json=as_json,
     )

@@ -8,7 +8,7 @@ import attrs
 import click
 
 from llamanet.cli.logs import set_up_logging
-from llamanet.cli.options import bootstrap_nodes, log_settings, setting, swarm_key_file
+from llamanet.cli.options import log_settings, setting, swarm_settings
 from llamanet.node.config import CACHE_TYPES, FLASH_ATTENTION, SPLIT_MODES, NodeConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,7 +43,7 @@ def choice(name: str, allowed: Sequence[str], help: str) -> Callable[[F], F]:
 @number("port", int, "Inference (TCP); 0: any free port.")
 @number("dht_port", int, "DHT (UDP); 0: any free port, and a fresh identity.")
 @setting("node_id", metavar="NAME", show_default="made from its key", help="What people call the node.")
-@bootstrap_nodes(required=False)
+@swarm_settings
 @number("heartbeat_interval", float, "Seconds between two records with the node's load.")
 @number("n_ctx", int, "Context, in tokens, for each slot.")
 @number("n_batch", int, "Tokens computed in one step; a small value such as 8 makes prompts crawl.")
@@ -68,7 +68,6 @@ def choice(name: str, allowed: Sequence[str], help: str) -> Callable[[F], F]:
 @setting("data_dir", type=click.Path(path_type=Path), metavar="DIR", help="Where keys and known peers are kept.")
 @log_settings("info")
 @setting("no_tls", is_flag=True, help="Serve plain ws://, for a trusted network or behind a proxy.")
-@swarm_key_file
 def command(**settings: Any) -> None:
     """Serve models to the swarm.
 

@@ -1,6 +1,6 @@
 """Options: each setting is a flag and a variable of the same name; an empty variable is an unset one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,38 +17,55 @@ def setting(name: str, **attributes: Any) -> Callable[[F], F]:
     return click.option(f"--{name.replace('_', '-')}", name, envvar=name.upper(), show_envvar=True, **attributes)
 
 
+LOCAL_NODE = ("127.0.0.1:8001",)
+"""Where a node on this machine is found, unless it was told another `--dht-port`."""
+
+
 def _peers(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
     peers = tuple(filter(None, map(str.strip, value.split(","))))
     if peers:
         # Imported only now: trio takes a tenth of a second.
-        from llamanet.dht.bootstrap import parse_host_port
+        from llamanet.dht.bootstrap import parse_peer
 
         for peer in peers:
             try:
-                parse_host_port(peer)
+                parse_peer(peer)
             except UserError as error:
                 raise click.BadParameter(str(error), context, option) from error
     return peers
 
 
-def bootstrap_nodes(*, required: bool) -> Callable[[F], F]:
-    """`--bootstrap-nodes`; a node can do without, for it may be the first one."""
-    need: dict[str, Any] = {"required": True} if required else {"default": ""}
-    return setting(
-        "bootstrap_nodes",
-        **need,
-        callback=_peers,
-        metavar="HOST:PORT,...",
-        help="DHT addresses (UDP) of nodes to join the swarm through.",
+def swarm_settings(function: F) -> F:
+    """The options that say which swarm is meant, by the names of `as_membership`'s arguments."""
+    settings = (
+        setting(
+            "bootstrap_nodes",
+            default="",
+            callback=_peers,
+            metavar="HOST:PORT,...",
+            help="DHT addresses (UDP) of nodes to join the swarm through.",
+        ),
+        setting("join", metavar="INVITE", help="The line that `llamanet invite` printed on a node of the swarm."),
+        setting(
+            "swarm_name", metavar="NAME", show_default="llamanet", help="The name of another swarm than the usual one."
+        ),
+        setting(
+            "swarm_key_file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="The key of a private swarm: 32 bytes in hexadecimal.",
+        ),
     )
+    for add in reversed(settings):
+        function = add(function)
+    return function
 
 
-swarm_key_file = setting(
-    "swarm_key_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The key of a private swarm: 32 bytes in hexadecimal.",
-)
+def with_local_node(membership: Mapping[str, Any]) -> dict[str, Any]:
+    """What `swarm_settings` gave, for a command that only asks: told of no node, it asks the one on this machine."""
+    if membership["bootstrap_nodes"] or membership["join"]:
+        return dict(membership)
+    return {**membership, "bootstrap_nodes": LOCAL_NODE}
 
 
 def log_settings(level: str) -> Callable[[F], F]:

@@ -24,12 +24,12 @@ from llamanet.client.census import ModelView, NodeView
 from llamanet.client.client import Messages, SwarmClient
 from llamanet.client.embedding import EmbeddingReply
 from llamanet.client.generation import Chunk, Hop, Reply, Stream
-from llamanet.client.join import as_peers, as_swarm_key, local_addresses
+from llamanet.client.join import local_addresses
 from llamanet.client.strategy import STRATEGIES, check_strategy
+from llamanet.dht.membership import as_membership
 from llamanet.dht.service import Dht, DhtConfig, serve_dht
 from llamanet.dht.transport import UdpTransport
 from llamanet.errors import ClientClosed, UserError
-from llamanet.wire.envelope import Network
 from llamanet.wire.identity import Identity
 from llamanet.wire.inference import Usage
 
@@ -51,6 +51,8 @@ class Client:
         dht_port: int = 0,
         *,
         strategy: str = STRATEGIES[0],
+        join: str | None = None,
+        swarm_name: str | None = None,
         swarm_key: bytes | str | None = None,
         swarm_key_file: Path | str | None = None,
     ) -> None:
@@ -64,14 +66,19 @@ class Client:
           strategy: how a request's node is chosen: "soonest", or, to compare it with, "random", "round_robin" or
             "least_load".
           dht_port: our UDP port; if it is taken, or 0, any free one.
+          join: an invitation, as `llamanet invite` prints it, instead of or beside `bootstrap_nodes`.
+          swarm_name: the swarm's name, if it is not the public one.
           swarm_key: a private swarm's key, 32 bytes or their hexadecimal digits; or `swarm_key_file`, which holds it.
 
-        Raises `UserError` for a bootstrap peer or a key that cannot be one, and for an unknown strategy.
+        Raises `UserError` for a bootstrap peer, an invitation or a key that cannot be one, and for an unknown strategy.
         """
+        membership = as_membership(
+            bootstrap_nodes, join=join, swarm_name=swarm_name, swarm_key=swarm_key, swarm_key_file=swarm_key_file
+        )
         config = DhtConfig(
             port=dht_port,
-            bootstrap=as_peers(bootstrap_nodes),
-            network=Network(swarm_key=as_swarm_key(swarm_key, swarm_key_file)),
+            bootstrap=membership.peers,
+            network=membership.network,
             client_mode=True,
         )
         self._model = model
@@ -176,7 +183,7 @@ class BlockingStream:
 
     @property
     def finish_reason(self) -> str | None:
-        """`stop`, `length`, or `context` (the node's was full); None before the end."""
+        """`stop`, `tool_calls`, `length`, or `context` (the node's was full); None before the end."""
         return self._stream.finish_reason
 
     @property

@@ -46,6 +46,21 @@ def parse_host_port(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def parse_peer(text: str) -> tuple[PublicKey | None, str, int]:
+    """(None, "host", port) of "host:port", (key, "host", port) of "KEY@host:port". Raises `UserError` in one line."""
+    key_text, at, address = text.strip().rpartition("@")
+    host, port = parse_host_port(address)
+    if not at:
+        return None, host, port
+    try:
+        key = bytes.fromhex(key_text)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise UserError(f"{text!r} is not KEY@host:port; a key has {2 * KEY_BYTES} hexadecimal digits")
+    return PublicKey(key), host, port
+
+
 async def resolve(host: str, port: int) -> list[Address]:
     """The addresses of a host, IPv4 and IPv6. Raises `OSError` (a `socket.gaierror`) if there is none."""
     found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
@@ -54,14 +69,14 @@ async def resolve(host: str, port: int) -> list[Address]:
 
 
 async def keep_in_touch(overlay: Overlay, peer: str, rng: Random) -> None:
-    """Greet the bootstrap peer `peer` ("host:port") until it is in our table, and whenever it is not; for ever."""
-    host, port = parse_host_port(peer)
+    """Greet the bootstrap peer `peer` ("host:port", perhaps with its key) while it is not in our table; for ever."""
+    key, host, port = parse_peer(peer)
     pause, failures, told = FIRST_RETRY_S, 0, ""
     while True:
         alone = not overlay.has_contacts
         started = trio.current_time()
         wait = pause * rng.uniform(0.75, 1.25)
-        reason = await _greet(overlay, peer, host, port, timeout=wait if alone else None)
+        reason = await _greet(overlay, peer, key, host, port, timeout=wait if alone else None)
         if reason is None:
             if failures > QUIET_FAILURES:
                 logger.info("bootstrap peer %s is back", peer)
@@ -83,7 +98,9 @@ async def keep_in_touch(overlay: Overlay, peer: str, rng: Random) -> None:
             pause = min(2 * pause, ALONE_RETRY_S) if alone else FIRST_RETRY_S
 
 
-async def _greet(overlay: Overlay, peer: str, host: str, port: int, timeout: float | None) -> str | None:
+async def _greet(
+    overlay: Overlay, peer: str, key: PublicKey | None, host: str, port: int, timeout: float | None
+) -> str | None:
     """None if a peer at `host` is in our table or answers (or is ourselves); else why not."""
     addresses: list[Address] = []
     try:
@@ -93,9 +110,15 @@ async def _greet(overlay: Overlay, peer: str, host: str, port: int, timeout: flo
         return f"cannot resolve {host}: {getattr(error, 'strerror', None) or error}"
     if not addresses:
         return f"cannot resolve {host}: no answer from the name service"
-    if any(overlay.knows(address) for address in addresses) or await overlay.greet(addresses, timeout=timeout):
+    if any(overlay.knows(address) for address in addresses):
         return None
-    if any(overlay.is_own(address) for address in addresses):
+    if key is not None:
+        answered = await overlay.check_all([Contact(key, address) for address in addresses], timeout=timeout)
+    else:
+        answered = await overlay.greet(addresses, timeout=timeout)
+    if answered:
+        return None
+    if key == overlay.identity.public_key or any(overlay.is_own(address) for address in addresses):
         overlay.note_own_name(peer)
         return None
     return f"no answer from {', '.join(map(str, addresses))}"

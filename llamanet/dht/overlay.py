@@ -202,12 +202,12 @@ class Overlay:
             waiting += 1
         return await _any_answer(outcomes, waiting)
 
-    async def check_all(self, contacts: Iterable[Contact]) -> bool:
-        """PING contacts from elsewhere; who answers enters the table. Whether somebody answered in time."""
+    async def check_all(self, contacts: Iterable[Contact], *, timeout: float | None = None) -> bool:
+        """PING contacts from elsewhere; who answers enters the table. Otherwise as `greet`."""
         outcomes = Outcomes()
         waiting = 0
         for contact in contacts:
-            self.requests.ask(contact, self.ping_request(), outcomes.put)
+            self.requests.ask(contact, self.ping_request(), outcomes.put, timeout=timeout)
             waiting += 1
         return await _any_answer(outcomes, waiting)
 
@@ -321,9 +321,14 @@ class Overlay:
     def _note(self, outcome: Outcome) -> None:
         """Every outcome of every request passes here."""
         now = trio.current_time()
+        if not outcome.tried:
+            self.counts["unsent"] += 1
+            if outcome.contact is not None:
+                self.table.unsent(outcome.contact, now)
+            return
         if outcome.reply is None:
             self.counts["overdue"] += 1
-        if outcome.contact is None or not outcome.tried:
+        if outcome.contact is None:
             return
         if outcome.reply is None:
             known = self.table.is_proved(outcome.contact)

@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from llamanet._version import __version__
-from llamanet.dht.bootstrap import keep_in_touch, load_contacts, parse_host_port, return_to
+from llamanet.dht.bootstrap import keep_in_touch, load_contacts, parse_peer, return_to
 from llamanet.dht.config import DhtConfig
 from llamanet.dht.distance import distance, usable
 from llamanet.dht.handlers import LiveState
@@ -128,6 +128,7 @@ class Dht:
             requests_sent=overlay.requests.sent,
             requests_served=counts["served"],
             overdue=counts["overdue"],
+            unsent=counts["unsent"],
             network_size=overlay.table.network_size + (not self.client_mode),
             network_size_error=overlay.table.network_size_error,
             mean_rtt=overlay.requests.round_trips.mean,
@@ -342,7 +343,7 @@ async def serve_dht(
     Raises `UserError` in one line for a port that is taken, and for a bootstrap peer that is not host:port.
     """
     for peer in config.bootstrap:
-        parse_host_port(peer)
+        parse_peer(peer)
     if transport is None:
         transport = UdpTransport.bind(config.hosts, config.port)
     rng = Random(config.seed)

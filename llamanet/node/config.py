@@ -58,6 +58,10 @@ class NodeConfig:
     """The label that people know the node by; None: one made from its key."""
     bootstrap_nodes: tuple[str, ...] = ()
     """`host:port` of nodes to join through."""
+    join: str | None = None
+    """An invitation, instead of or beside `bootstrap_nodes`."""
+    swarm_name: str | None = None
+    """Of another swarm than the public one."""
     heartbeat_interval: float = attrs.field(default=10.0, validator=number(1, 600, "seconds"))
     """Seconds between two records with the node's load."""
     n_ctx: int = attrs.field(default=2048, validator=whole(32, 2**24))

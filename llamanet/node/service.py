@@ -18,7 +18,8 @@ import trio
 
 from llamanet._version import __version__
 from llamanet.dht.config import DhtConfig
-from llamanet.dht.keyfile import hold_identity, load_swarm_key
+from llamanet.dht.keyfile import hold_identity
+from llamanet.dht.membership import as_membership
 from llamanet.dht.service import Dht, serve_dht
 from llamanet.dht.transport import UdpTransport
 from llamanet.errors import UserError, ungrouped
@@ -32,7 +33,6 @@ from llamanet.node.gguf import check_model_file, check_model_layout, file_digest
 from llamanet.node.tls import server_tls
 from llamanet.node.worker import ThreadWorker, Worker
 from llamanet.settings import setting_name
-from llamanet.wire.envelope import Network
 from llamanet.wire.facts import NodeFacts, ServiceFacts, announced_hosts
 from llamanet.wire.identity import Identity, short_name
 from llamanet.wire.inference import MAX_MODEL_NAME
@@ -260,7 +260,12 @@ async def serve_node(config: NodeConfig, *, task_status: trio.TaskStatus[Node] =
 
 async def _serve_node(config: NodeConfig, held: contextlib.ExitStack, task_status: trio.TaskStatus[Node]) -> None:
     data_dir = config.data_dir or default_data_dir()
-    swarm_key = load_swarm_key(config.swarm_key_file) if config.swarm_key_file else None
+    membership = as_membership(
+        config.bootstrap_nodes,
+        join=config.join,
+        swarm_name=config.swarm_name,
+        swarm_key_file=config.swarm_key_file,
+    )
     for path in config.model_path:
         check_model_file(path)
         check_model_layout(path)
@@ -275,8 +280,8 @@ async def _serve_node(config: NodeConfig, held: contextlib.ExitStack, task_statu
         # A TCP socket on :: takes both families (below); of UDP sockets each takes one.
         hosts=("0.0.0.0", "::") if bind_to == "::" else (bind_to,),
         port=config.dht_port,
-        bootstrap=config.bootstrap_nodes,
-        network=Network(swarm_key=swarm_key),
+        bootstrap=membership.peers,
+        network=membership.network,
         announce=announced_hosts(config.announce),
         contacts_path=data_dir / f"contacts-{config.dht_port}" if fixed else None,
     )
