@@ -24,6 +24,7 @@ from llamanet.client.embedding import EmbeddingReply
 from llamanet.client.generation import Chunk, Hop, Reply, Stream
 from llamanet.client.join import local_addresses
 from llamanet.client.statistics import Statistics
+from llamanet.client.statistics import Statistics
 from llamanet.client.strategy import STRATEGIES, check_strategy
 from llamanet.dht.membership import as_membership
 from llamanet.dht.service import Dht, DhtConfig, serve_dht
@@ -203,6 +204,11 @@ class Swarm:
     async def models(self) -> list[ModelView]:
         """The models that can be asked for. Raises `NotJoined`."""
         return await self._client.models()
+
+    @property
+    def statistics(self) -> Statistics:
+        """How this member is doing: its requests, and its DHT."""
+        return self._client.statistics
 
     @property
     def statistics(self) -> Statistics:

@@ -15,10 +15,15 @@ MOST_SAVED = 8.0
 class HedgeBudget:
     """The hedges of one client."""
 
+    requests: int = 0
+    """All so far."""
+    hedges: int = 0
+    """Those of them that a second node was asked for."""
     _saved: float = 0.0
 
     def earn(self) -> None:
         """Count a request."""
+        self.requests += 1
         self._saved = min(MOST_SAVED, self._saved + SHARE)
 
     def spend(self) -> bool:
@@ -27,4 +32,5 @@ class HedgeBudget:
         if self._saved < 1 - 1e-9:
             return False
         self._saved -= 1
+        self.hedges += 1
         return True

@@ -27,6 +27,11 @@ class Lobby:
     def __init__(self) -> None:
         self._rooms: dict[str | None, _Room] = {}
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn, or have it."""
+        return sum(1 + sum(map(len, room.waiting.values())) for room in self._rooms.values())
+
     def crowded(self, model: str | None) -> bool:
         """Whether a request for `model` is waiting, or has its turn."""
         return model in self._rooms

@@ -170,6 +170,11 @@ class PeerMemory:
         peer = self._peers.get(node_id)
         return max(0.0, peer.busy_until - now) if peer else 0.0
 
+    @property
+    def all_in_flight(self) -> int:
+        """Our own requests at all nodes that are not over."""
+        return sum(peer.in_flight for peer in self._peers.values())
+
     def in_flight(self, node_id: NodeId) -> int:
         """Our own requests at the node that are not over."""
         peer = self._peers.get(node_id)
