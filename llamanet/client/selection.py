@@ -31,6 +31,9 @@ STICKY_REQUESTS = 4
 """So many more requests than elsewhere are borne in any case."""
 USUAL_ANSWER_TOKENS = 128
 """About the median in conversations (129 in Patel et al., "Splitwise", ISCA '24, section 3)."""
+BATCH_COST = 0.15
+"""Of a lone stream's step, by which each further stream prolongs the step of all, about; a guess between what small
+models on a processor and large ones on a card cost."""
 TIE_S = 0.005
 """Estimates this close are equal; then load decides, and then chance, so that clients do not all take one node."""
 
@@ -93,12 +96,20 @@ def with_one_more(candidate: Candidate, prompt_tokens: int) -> Candidate:
     """What `candidate` would say of itself once it had one more request, with `prompt_tokens` to compute."""
     state = candidate.state
     prefill = prompt_tokens / state.prefill_tokens_per_second if state.prefill_tokens_per_second else 0.0
-    if state.running < state.slots:
-        state = attrs.evolve(state, running=state.running + 1, ttft_s=state.ttft_s + prefill)
+    rate, ttft_s = state.tokens_per_second, state.ttft_s + prefill
+    if state.running >= state.slots:
+        place = USUAL_ANSWER_TOKENS / (rate * state.slots) if rate else 0.0
+        state = attrs.evolve(state, waiting=state.waiting + 1, ttft_s=ttft_s + place)
+    elif not state.running or not rate:
+        state = attrs.evolve(state, running=state.running + 1, ttft_s=ttft_s)
     else:
-        rate = state.tokens_per_second * state.slots
-        place = prefill + (USUAL_ANSWER_TOKENS / rate if rate else 0.0)
-        state = attrs.evolve(state, waiting=state.waiting + 1, ttft_s=state.ttft_s + place)
+        slower = 1 + BATCH_COST / (1 + BATCH_COST * (state.running - 1))
+        state = attrs.evolve(
+            state,
+            running=state.running + 1,
+            tokens_per_second=rate / slower,
+            ttft_s=ttft_s + (slower - 1) / rate,
+        )
     return attrs.evolve(candidate, state=state)
 
 

@@ -1,6 +1,7 @@
 """Choosing in a swarm: what is probed, what is told of it, what the errors say, and what goes over the wire."""
 
 import itertools
+from collections import Counter
 
 import pytest
 import trio
@@ -86,6 +87,25 @@ async def test_every_strategy_answers_and_spreads(autojump_clock, nursery, strat
     assert {choice.strategy for reply in replies for choice in reply.choices} == {strategy}
     if strategy == "round_robin":
         assert all(a.node_id != b.node_id for a, b in itertools.pairwise(replies))
+
+
+@pytest.mark.parametrize(("slower", "least"), [(1, 8), (3, 1)])
+async def test_forty_at_once_use_four_nodes_also_a_slower_one(autojump_clock, nursery, slower, least):
+    cluster = Cluster(nursery)
+    for number in range(4):
+        await cluster.start_node(f"node-{number}", slots=40, step_time=0.02 * (slower if number == 3 else 1))
+    await trio.sleep(3)
+    client = await cluster.start_client()
+    asked = Counter()
+
+    async def one(number):
+        asked[(await ask(client, f"Story {number}", max_tokens=100)).node_id] += 1
+
+    async with trio.open_nursery() as inner:
+        for number in range(40):
+            inner.start_soon(one, number)
+    assert min(asked[f"node-{number}"] for number in range(4)) >= least
+    assert max(asked.values()) <= 14
 
 
 async def test_a_strategy_may_be_given_for_one_request_and_must_be_known(autojump_clock, nursery):

@@ -4,7 +4,17 @@ import attrs
 import pytest
 
 from llamanet.client.directory import Service
-from llamanet.client.selection import Candidate, Wishes, estimated_ttft, load_of, objection, ranked, tokens_in
+from llamanet.client.selection import (
+    BATCH_COST,
+    Candidate,
+    Wishes,
+    estimated_ttft,
+    load_of,
+    objection,
+    ranked,
+    tokens_in,
+    with_one_more,
+)
 from llamanet.wire.facts import ServiceFacts
 from llamanet.wire.identity import PublicKey
 from llamanet.wire.rpc import Address, ModelState
@@ -59,6 +69,19 @@ def test_the_soonest_first():
     near, far, slow = candidate(1), candidate(2, rtt=0.1), candidate(3, ttft_s=3.0)
     for seed in range(5):
         assert best([slow, far, near], seed=seed) == [1, 2, 3]
+
+
+def test_one_more_request_costs_its_prompt_and_slows_the_step_of_all():
+    lone = with_one_more(candidate(), 50).state
+    assert (lone.running, lone.tokens_per_second, lone.ttft_s) == (1, 50.0, pytest.approx(0.1 + 0.1))
+    crowd = candidate(slots=40)
+    for number in range(11):
+        crowd = with_one_more(crowd, 0)
+        step = 0.02 * (1 + BATCH_COST * number)
+        assert crowd.state.tokens_per_second == pytest.approx(1 / step)
+        assert crowd.state.ttft_s == pytest.approx(0.1 + step - 0.02)
+    full = with_one_more(candidate(running=4), 50).state
+    assert (full.waiting, full.tokens_per_second, full.ttft_s) == (1, 50.0, pytest.approx(0.1 + 0.1 + 128 / 200))
 
 
 def test_a_long_prompt_goes_to_the_fast_prefill():
