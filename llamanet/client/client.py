@@ -28,10 +28,9 @@ from llamanet.client.router import Question, Router
 from llamanet.client.selection import Wishes
 from llamanet.client.statistics import Statistics
 from llamanet.client.strategy import STRATEGIES, check_strategy
-from llamanet.client.tools import tool_fields, turn_fields
 from llamanet.dht.service import Dht
 from llamanet.errors import BadMessage, NotJoined, RequestRefused
-from llamanet.wire.codec import from_map_untrusted
+from llamanet.wire.codec import from_map_untrusted, to_map
 from llamanet.wire.identity import PublicKey
 from llamanet.wire.inference import (
     CAPABILITY_EMBEDDINGS,
@@ -48,8 +47,8 @@ MAX_CONCURRENCY = 256
 JOIN_S = 5.0
 """How long a request waits for the first answer of a bootstrap peer."""
 
-Messages: TypeAlias = Iterable[ChatMessage | Mapping[str, Any]]
-"""A conversation: each turn has a `role` and its `content`, and calls of tools as in OpenAI's API."""
+Messages: TypeAlias = Iterable[ChatMessage | Mapping[str, str]]
+"""A conversation: each turn has a `role` and its `content`."""
 
 
 def make_request(
@@ -59,7 +58,6 @@ def make_request(
     if (prompt is None) == (messages is None):
         raise RequestRefused("give exactly one of the two: a prompt, or messages=", "prompt or messages")
     options: dict[str, Plain] = {name: value for name, value in sampling.items() if value is not None}
-    tools = [options.pop(name, None) for name in ("tools", "tool_choice", "parallel_tool_calls")]
     if (form := options.pop("response_format", None)) is not None:
         if options.keys() & {"grammar", "json_schema"}:
             raise RequestRefused("give response_format, or a grammar, or a JSON schema, not two", "response_format")
@@ -73,12 +71,10 @@ def make_request(
     if isinstance(schema := options.get("json_schema"), Mapping):
         options["json_schema"] = _as_json(schema)
     options.setdefault("seed", secrets.randbelow(MAX_SEED + 1))
-    plain: dict[str, Plain] = {"id": 0, "model": model, "prompt": prompt, "sampling": options, **tool_fields(*tools)}
-    if prompt is not None and "tools" in plain:
-        raise RequestRefused("a prompt takes no tools: give messages=", "tools", "only with messages")
+    plain: dict[str, Plain] = {"id": 0, "model": model, "prompt": prompt, "sampling": options}
     if messages is not None:
         try:
-            plain["messages"] = [turn_fields(turn) for turn in messages]
+            plain["messages"] = [to_map(turn) if isinstance(turn, ChatMessage) else dict(turn) for turn in messages]
         except (TypeError, ValueError) as error:
             raise RequestRefused(
                 f"{repr(messages)[:100]} is no text, and no list of messages", "messages", "a role and its content each"
@@ -200,8 +196,6 @@ class SwarmClient:
             for JSON (`{"type": "json_object"}`), for JSON that follows a schema
             (`{"type": "json_schema", "json_schema": {"schema": {...}}}`), or for what a GBNF grammar allows
             (`{"type": "grammar", "grammar": "root ::= ..."}`).
-            `tools`, `tool_choice` and `parallel_tool_calls`, as in OpenAI's API too, offer functions to call, whatever
-            the model: `Reply.tool_calls` has the calls that it made, each with arguments that follow their schema.
 
         Raises `RequestRefused` for what no node would accept, and `NotJoined`. Iterating raises `NoNodeServes` or
         `SwarmBusy`.
