@@ -43,6 +43,9 @@ SEND_RATE, SEND_BURST = 2.0 * 2**20, 4.0 * 2**20
 """Bytes a second of all answers together."""
 VERIFY_RATE, VERIFY_BURST = 1000.0, 2000.0
 """Signatures verified a second for STORE requests: some 7 % of a core."""
+UNANSWERED_RATE, UNANSWERED_BURST = 2.0, 64.0
+"""Lookup requests of ours to one public subnet, or one private address, that it does not answer; an answer gives its
+request back. So the subnet of somebody who never asked for them gets some 25 kB of us at once, and 0.8 kB a second."""
 KNOWN_SHARE = 0.5
 """Of what is limited in all, the part that only contacts in our table can use."""
 MAX_HOSTS = 4096
@@ -160,6 +163,26 @@ def _allowance_of(table: dict[K, Allowance], key: K, rate: float, burst: float, 
         if len(table) > most:
             del table[next(iter(table))]
     return allowance
+
+
+class Unanswered:
+    """Our lookup requests that are not answered yet, or never were, by public subnet or private address."""
+
+    def __init__(self) -> None:
+        self._subnets: dict[bytes | str, Allowance] = {}
+
+    def admit(self, host: str, now: float) -> bool:
+        """Whether one more request goes to `host`; it is counted if so."""
+        if _is_own_machine(host):
+            return True
+        subnet = subnet_of(host) or host
+        return _allowance_of(self._subnets, subnet, UNANSWERED_RATE, UNANSWERED_BURST, MAX_SUBNETS, now).take(now)
+
+    def note_answer(self, host: str) -> None:
+        """`host` answered a request that was counted."""
+        allowance = self._subnets.get(subnet_of(host) or host)
+        if allowance is not None:
+            allowance.give()
 
 
 class WriteTokens:

@@ -45,6 +45,8 @@ class Health:
     requests_served: int
     overdue: int
     """Requests that were not answered in time."""
+    unsent: int
+    """Requests that a limit of ours, or our own system, kept from being sent."""
     mean_rtt: float | None
     """Smoothed over all peers, in seconds."""
     rtt_percentiles: Mapping[int, float]

@@ -4,6 +4,8 @@ Rules:
 - A reply counts only with its transaction, from the address and the key that were asked, and of the right type.
 - A request is overdue after the peer's own timeout, srtt + 4·rttvar within 0.25-2 s (RFC 6298's estimator); whoever
   waits goes on then. Until 5 s a late reply still counts.
+- What was not sent, because of a limit of ours or because our own system refused, is no silence of the peer's.
+- Lookups ask whom others told of, so a liar could point them at anybody: a subnet gets them only as long as it answers.
 - One heap of deadlines and one task serve all requests; what is reported goes to a plain callback.
 - Whoever would ask somebody else when a reply takes longer than it should is told then (`on_slow`); a cancel scope for
   each such request would cost as much as its datagrams.
@@ -18,6 +20,7 @@ from typing import TypeAlias
 import attrs
 import trio
 
+from llamanet.dht.guard import Unanswered
 from llamanet.errors import BadMessage
 from llamanet.wire.envelope import Envelope
 from llamanet.wire.identity import PublicKey
@@ -58,8 +61,8 @@ _reply_types: dict[type[Request], type[Reply]] = {Ping: Pong, FindNode: Nodes, F
 class Outcome:
     """What became of a request: a reply, or (None) that it is overdue; a late reply may still follow that.
 
-    `contact` is who was asked; None for an introduction that nobody answered. Where too many requests were
-    under way to try this one (`tried`), silence says nothing of the peer.
+    `contact` is who was asked; None for an introduction that nobody answered. What we did not send at all (`tried`)
+    says nothing of the peer.
     """
 
     contact: Contact | None
@@ -160,6 +163,7 @@ class Requests:
         self._deadlines: list[tuple[float, bytes]] = []
         self._pause = trio.CancelScope()
         """Its deadline is when `watch` goes on."""
+        self._unanswered = Unanswered()
         self.round_trips = RoundTrips()
         self.sent = 0
 
@@ -216,10 +220,13 @@ class Requests:
             on_slow,
             None if contact else datagram,
         )
-        tried = len(self._under_way) < MAX_UNDER_WAY
-        if not tried or not self._send(datagram, address):
+        if (
+            len(self._under_way) >= MAX_UNDER_WAY
+            or (type(request) in _PADDED and not self._unanswered.admit(address.host, now))
+            or not self._send(datagram, address)
+        ):
             self._introductions.pop(datagram, None)
-            self._overdue(under_way, now, tried=tried)
+            self._overdue(under_way, now, tried=False)
             return
         self.sent += 1
         self._under_way[request.transaction] = under_way
@@ -237,6 +244,8 @@ class Requests:
         ):
             return False
         self._forget(reply.transaction)
+        if under_way.reply_type in (Nodes, Values):
+            self._unanswered.note_answer(address.host)
         rtt = trio.current_time() - under_way.sent_at
         contact = under_way.contact or contact_at(sender, address.host, address.port)
         self.round_trips.add(sender, rtt)

@@ -42,6 +42,8 @@ PART_BITS = 4
 """The first bits after those that a bucket's contacts have in common are their part of it."""
 TRIAL_S = 30.0
 """Between two answers of a contact at least, before others are told of it."""
+UNSENT_S = 10.0
+"""For this long a contact that our own system would send nothing to is not checked."""
 DOUBT_S = 60.0
 """A contact not heard from for this long may be gone, so it is checked when another wants its place."""
 
@@ -173,13 +175,18 @@ class RoutingTable:
             if not self._has_moved(entry, contact):
                 return _KNOWN
             self._remove(entry)  # its new place must pass the same rules
-        evicted = self._by_address.get(contact.address)
+        evicted_id = self._by_address.get(contact.address)
+        evicted = self._by_id[evicted_id] if evicted_id is not None else None
         if evicted is not None:
-            self._remove(self._by_id[evicted])
+            self._remove(evicted)
         new = Entry(contact, contact.number, now, now, now)
         if entry is not None:
             new.since, new.proven = entry.since, entry.proven
-        return self._admit(new, now)
+        admission = self._admit(new, now)
+        for removed in (entry, evicted):
+            if removed is not None:
+                self._promote(self._bucket_of(removed.number))
+        return admission
 
     def failed(self, contact: Contact, now: float) -> None:
         """`contact` did not answer a request in time."""
@@ -196,6 +203,12 @@ class RoutingTable:
         if entry.failures >= (FAILURES_IF_REPLACED if waiting else MAX_FAILURES):
             self._remove(entry)
             self._promote(self._bucket_of(entry.number))
+
+    def unsent(self, contact: Contact, now: float) -> None:
+        """A request to `contact` could not be sent, which is no fault of its own: others have their turn first."""
+        entry = self._by_id.get(contact.node_id)
+        if entry is not None and entry.contact.address == contact.address:
+            entry.checked = now + UNSENT_S
 
     def wants(self, contact: Contact) -> bool:
         """Whether it is worth a PING to find out if `contact`, who asked us something, can also be asked."""
@@ -265,7 +278,9 @@ class RoutingTable:
             if _is_urgent(entry, now) and now - entry.checked >= retry_after:
                 oldest = entry
                 break
-            if not entry.failures and now - entry.seen >= idle_after and (oldest is None or entry.seen < oldest.seen):
+            if entry.failures or now - entry.seen < idle_after or entry.checked > now:
+                continue
+            if oldest is None or entry.seen < oldest.seen:
                 oldest = entry
         if oldest is None:
             return None
@@ -375,9 +390,10 @@ class RoutingTable:
 
     def _promote(self, bucket: Bucket) -> None:
         """Give the free place to the waiting contact that answered last; to one on trial only if there is no other."""
+        if len(bucket.entries) >= self._k:
+            return
         bucket.waiting.sort(key=lambda entry: entry.proven)
-        while bucket.waiting:
-            entry = bucket.waiting.pop()
+        for entry in reversed(bucket.waiting):
             if entry.contact.address not in self._by_address and self._subnet_has_room(bucket, entry.contact):
                 self._insert(bucket, entry)
                 return

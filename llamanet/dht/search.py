@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 
 import attrs
 
-from llamanet.dht.distance import distance, usable
+from llamanet.dht.distance import distance, subnet_of, usable
 from llamanet.dht.handlers import CACHED_PUBLISHERS
 from llamanet.dht.lookup import Lookup
 from llamanet.dht.requests import Outcome, Outcomes, Requests, new_transaction
@@ -27,6 +27,9 @@ from llamanet.wire.rpc import Contact, FindValue, Nodes, Request, Store, Values
 
 MAX_PAGES = 512
 """Pages that a reader asks of one holder; as many as it may have publishers of a key."""
+MAX_UNANSWERED_OF_A_SUBNET = 16
+"""Contacts of one public subnet that may leave a lookup's path without an answer, as many as it has under way at most.
+If more were asked, whoever tells of invented contacts could point a lookup at whom it likes."""
 VERIFIED_RECORDS = 256
 
 
@@ -38,6 +41,8 @@ class Search:
         self.outcomes = Outcomes()
         self._requests = requests
         self._request = request
+        self._silent: dict[bytes, set[Contact]] = {}
+        """By subnet: whom it asked that has not answered."""
 
     async def step(self) -> list[Outcome]:
         """Ask whom the lookup names, wait, and return what arrived, if anything did; only with something to wait for.
@@ -46,6 +51,13 @@ class Search:
         takes longer than that peer's answers do.
         """
         while (contact := self.lookup.next()) is not None:
+            subnet = subnet_of(contact.address.host)
+            if subnet is not None:
+                silent = self._silent.setdefault(subnet, set())
+                if len(silent) >= MAX_UNANSWERED_OF_A_SUBNET * self.lookup.paths:
+                    self.lookup.overdue(contact)
+                    continue
+                silent.add(contact)
             on_slow = self._widen if self.lookup.narrow else None
             self._requests.ask(contact, self._request(), self.outcomes.put, on_slow=on_slow)
         return await self.outcomes.take()
@@ -55,8 +67,11 @@ class Search:
         if outcome.contact is None:
             return
         if isinstance(outcome.reply, (Nodes, Values)):
-            told = usable(outcome.reply.contacts, outcome.contact.address.host)
-            self.lookup.answered(outcome.contact, told)
+            host = outcome.contact.address.host
+            subnet = subnet_of(host)
+            if subnet is not None:
+                self._silent[subnet].discard(outcome.contact)
+            self.lookup.answered(outcome.contact, usable(outcome.reply.contacts, host))
         else:
             self.lookup.overdue(outcome.contact)
 

@@ -5,9 +5,12 @@ import pytest
 import trio
 from swarms import Attacker, Swarm, closest_nodes, contact, identity, key
 
-from llamanet.dht.guard import HOST_BURST, HOST_RATE, SEND_BURST, SEND_RATE
+from llamanet.dht.distance import distance
+from llamanet.dht.guard import HOST_BURST, HOST_RATE, SEND_BURST, SEND_RATE, UNANSWERED_BURST, UNANSWERED_RATE
+from llamanet.dht.handlers import Handlers
 from llamanet.dht.requests import Outcome
 from llamanet.dht.routing import PER_SUBNET_IN_TABLE
+from llamanet.dht.search import MAX_UNANSWERED_OF_A_SUBNET
 from llamanet.testing.network import MemoryNetwork
 from llamanet.wire.envelope import Network
 from llamanet.wire.record import MAX_RECORD_BYTES, encode_record, is_signed, sign_record
@@ -142,6 +145,10 @@ async def ask_for_token(swarm, attacker, victim, name):
     values = decode_rpc_untrusted(attacker.envelope.open_untrusted(attacker.received[-1]).payload)
     assert isinstance(values, Values)
     return values.token
+
+
+def ids_of(contacts):
+    return {peer.node_id for peer in contacts}
 
 
 def signed_by(publisher, name, now, *, value=b"v"):
@@ -302,3 +309,36 @@ async def test_a_flood_of_askers_that_cannot_be_asked_does_not_stop_our_own_ping
     victim._overlay.check(Contact(honest.identity.public_key, swarm.addresses[honest]))
     await trio.sleep(0.02)
     assert honest.health().requests_served == served + 1
+
+
+async def test_a_liar_points_few_requests_at_an_address_that_never_asked_for_them(autojump_clock, nursery, monkeypatch):
+    """Amplification through lookups: whoever is asked tells of contacts that all live in the victim's subnet."""
+    swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.005, 0.01)))
+    first = await swarm.start(0, address=Address("9.9.0.1", 1))
+    nodes = [first, *[await swarm.start(n, bootstrap=[first], address=Address(f"9.9.{n}.1", 1)) for n in range(1, 12)]]
+    await trio.sleep(5)
+    asker = nodes[3]
+    invented = [Contact(identity(n).public_key, Address(f"6.6.6.{n % 250}", n)) for n in range(1000, 1800)]
+
+    def lie(self, target, asker, room):
+        return tuple(sorted(invented, key=lambda told: distance(told.node_id, target))[:16])
+
+    monkeypatch.setattr(Handlers, "_contacts", lie)
+    pointed = []
+    send = swarm.network.send
+
+    def watched(datagram, source, target):
+        if source == swarm.addresses[asker] and target.host.startswith("6.6.6."):
+            pointed.append(len(datagram))
+        send(datagram, source, target)
+
+    monkeypatch.setattr(swarm.network, "send", watched)
+    await asker.find_nodes(key("0"))
+    assert 0 < len(pointed) <= MAX_UNANSWERED_OF_A_SUBNET
+    start = trio.current_time()
+    for number in range(1, 40):
+        await asker.find_nodes(key(f"{number}"))
+    elapsed = trio.current_time() - start
+    assert len(pointed) <= UNANSWERED_BURST + UNANSWERED_RATE * elapsed + MAX_UNANSWERED_OF_A_SUBNET
+    assert 2 * len(pointed) < 39 * MAX_UNANSWERED_OF_A_SUBNET, "the lookups alone would have allowed more"
+    assert ids_of(asker.contacts()) == {node.identity.node_id for node in nodes if node is not asker}, "and nobody paid"

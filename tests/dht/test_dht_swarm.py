@@ -15,7 +15,7 @@ from llamanet.dht.service import DhtConfig, serve_dht
 from llamanet.errors import RpcTimeout, UserError
 from llamanet.testing.network import MemoryNetwork
 from llamanet.wire.envelope import MAX_DATAGRAM_BYTES, Network
-from llamanet.wire.rpc import Address, Contact, FindNode, ModelState, Nodes, Ping, Pong, Refused, encode_rpc
+from llamanet.wire.rpc import Address, Contact, FindNode, FindValue, ModelState, Nodes, Ping, Pong, Refused, encode_rpc
 
 
 def contact_of(swarm, dht):
@@ -240,6 +240,24 @@ async def test_too_many_requests_of_our_own_are_not_blamed_on_peers(autojump_clo
     await trio.sleep(300)
     assert ids(nodes[1].contacts()) == known
     assert nodes[1].health().failing_contacts == 0
+
+
+async def test_what_our_own_system_would_not_send_is_not_blamed_on_peers(autojump_clock, nursery, monkeypatch):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(6)
+    node = nodes[1]
+    known, measured = ids(node.contacts()), node._overlay.requests.round_trips.mean
+    overdue = node.health().overdue
+    with monkeypatch.context() as patch:
+        patch.setattr(node._overlay.transport, "send", lambda datagram, address: False)
+        await trio.sleep(300)
+        assert await node.find_nodes(key("x")) == []
+    assert ids(node.contacts()) == known
+    health = node.health()
+    assert (health.failing_contacts, health.overdue, health.mean_rtt) == (0, overdue, measured)
+    assert health.unsent > 20
+    with trio.fail_after(1):
+        assert len(await node.find_nodes(key("x"))) == 5
 
 
 async def test_contacts_of_the_last_run_are_asked_again_after_all_were_lost(autojump_clock, nursery, tmp_path):
@@ -670,7 +688,7 @@ async def test_a_read_near_a_holder_asks_one_node_and_more_only_if_that_is_silen
     ask = reader._overlay.requests.ask
 
     def count(contact, request, *arguments, **options):
-        if not isinstance(request, Ping):  # our upkeep may check a newcomer meanwhile
+        if isinstance(request, FindValue):  # our upkeep may check a newcomer meanwhile, or look somebody up
             asked.append(contact)
         ask(contact, request, *arguments, **options)
 

@@ -4,6 +4,7 @@ import pytest
 import trio
 from swarms import identity
 
+from llamanet.dht.guard import UNANSWERED_BURST, UNANSWERED_RATE
 from llamanet.dht.requests import LATE_S, MAX_RTO_S, MIN_RTO_S, Outcome, Requests, RoundTrips, new_transaction
 from llamanet.wire.envelope import Envelope, Network
 from llamanet.wire.rpc import Address, Contact, FindNode, Nodes, Ping, Pong, Refused
@@ -115,6 +116,7 @@ async def test_what_cannot_be_sent_is_overdue_at_once(autojump_clock, alice):
     request = Ping(transaction=new_transaction(), client=False)
     alice.requests.introduce(HOME, request, alice.outcomes.append)
     assert [outcome.contact for outcome in alice.outcomes] == [BOB_CONTACT, None]
+    assert [outcome.tried for outcome in alice.outcomes] == [False, False]
     assert alice.requests._introductions == {}
 
 
@@ -140,6 +142,28 @@ async def test_find_requests_are_padded_so_that_a_full_reply_is_allowed(autojump
     alice.requests.ask(BOB_CONTACT, request, alice.outcomes.append)
     alice.ping()
     assert [len(datagram) for datagram, _ in alice.sent] == [400, 94]
+
+
+async def test_lookups_ask_a_subnet_as_long_as_it_answers(autojump_clock, alice):
+    def find():
+        request = FindNode(transaction=new_transaction(), client=False, target=bytes(32))
+        alice.requests.ask(BOB_CONTACT, request, alice.outcomes.append)
+        return request.transaction
+
+    for _ in range(200):
+        nodes = Nodes(transaction=find(), observed=HOME, token=bytes(8), contacts=())
+        assert alice.requests.answered(nodes, BOB.public_key, HOME)
+    alice.sent.clear()
+    for _ in range(200):
+        find()
+    assert len(alice.sent) == UNANSWERED_BURST
+    assert not alice.outcomes[-1].tried
+    alice.ping()
+    assert len(alice.sent) == UNANSWERED_BURST + 1, "a PING is no lookup's"
+    await trio.sleep(10)
+    for _ in range(200):
+        find()
+    assert len(alice.sent) == UNANSWERED_BURST + 1 + 10 * UNANSWERED_RATE
 
 
 async def test_deadlines_of_answered_requests_do_not_pile_up(autojump_clock, alice):

@@ -12,6 +12,8 @@ from llamanet.dht.routing import (
     PER_SUBNET_IN_BUCKET,
     PER_SUBNET_IN_TABLE,
     TRIAL_S,
+    UNSENT_S,
+    Entry,
     RoutingTable,
 )
 from llamanet.wire.identity import NodeId
@@ -375,3 +377,51 @@ def test_each_part_of_a_full_bucket_gets_a_place_before_any_gets_two():
         table.failed(spread[0], 300.0)
     assert spread[0].node_id not in table
     assert table.bucket_sizes[0] == K
+
+
+def test_a_place_that_a_new_key_took_away_goes_to_who_waits():
+    """An address is one contact's; whoever came back with a new key may belong into another bucket."""
+    table = RoutingTable(OWN, k=K)
+    near, far = in_bucket(1, K), in_bucket(0, K + 2)
+    for peer in (*near, *far):
+        table.answered(peer, 0.0)
+    waiting = [peer for peer in far if peer.node_id not in table]
+    leaving = next(peer for peer in far if peer.node_id in table)
+    assert len(waiting) == 2
+    [newcomer] = in_bucket(2, 1)
+    table.answered(Contact(newcomer.public_key, leaving.address), 1.0)
+    assert newcomer.node_id in table
+    assert leaving.node_id not in table
+    assert sum(peer.node_id in table for peer in waiting) == 1
+
+
+def test_who_cannot_take_a_place_now_goes_on_waiting():
+    table = RoutingTable(OWN, k=K)
+    far = in_bucket(0, 5)
+    subnet = [Contact(peer.public_key, Address(f"8.8.8.{n}", 1)) for n, peer in enumerate(far[:3], 1)]
+    for peer in (*in_bucket(1, K), *subnet[:2], *far[3:5]):
+        table.answered(peer, 0.0)
+    bucket = table._buckets[0]
+    crowded = Entry(subnet[2], subnet[2].number, 1.0, 1.0, 1.0)
+    bucket.waiting.append(crowded)
+    for now in (2.0, 3.0):
+        table.failed(far[3], now)
+    assert far[3].node_id not in table
+    assert bucket.waiting == [crowded], "two of its subnet are there"
+    for now in (4.0, 5.0):
+        table.failed(subnet[0], now)
+    assert subnet[2].node_id in table
+
+
+def test_who_could_not_be_sent_to_is_not_blamed_and_lets_others_have_their_turn():
+    table = RoutingTable(OWN, k=K)
+    for number, seen in ((1, 10.0), (2, 20.0)):
+        table.answered(contact(number), seen)
+    assert table.to_check(40.0, retry_after=1.0, idle_after=15.0) == contact(1)
+    table.unsent(contact(1), 40.0)
+    assert table.to_check(40.0, retry_after=1.0, idle_after=15.0) == contact(2)
+    table.failed(contact(1), 41.0)
+    table.unsent(contact(1), 42.0)
+    assert table.to_check(44.0, retry_after=1.0, idle_after=15.0) == contact(2)
+    assert table.to_check(42.0 + UNSENT_S + 1, retry_after=1.0, idle_after=15.0) == contact(1)
+    assert [entry.failures for entry in table] == [1, 0]
