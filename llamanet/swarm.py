@@ -24,17 +24,17 @@ from llamanet.client.embedding import EmbeddingReply
 from llamanet.client.generation import Chunk, Hop, Reply, Stream
 from llamanet.client.join import local_addresses
 from llamanet.client.statistics import Statistics
-from llamanet.client.statistics import Statistics
 from llamanet.client.strategy import STRATEGIES, check_strategy
 from llamanet.dht.membership import as_membership
 from llamanet.dht.service import Dht, DhtConfig, serve_dht
 from llamanet.errors import ungrouped
 from llamanet.wire.facts import announced_hosts
 from llamanet.wire.identity import Identity
+from llamanet.wire.invite import Invite
 from llamanet.wire.rpc import Address, ModelState
 
 if TYPE_CHECKING:
-    from llamanet.node.service import Host, Model
+    from llamanet.node.host import Host, Model
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -210,10 +210,9 @@ class Swarm:
         """How this member is doing: its requests, and its DHT."""
         return self._client.statistics
 
-    @property
-    def statistics(self) -> Statistics:
-        """How this member is doing: its requests, and its DHT."""
-        return self._client.statistics
+    async def invite(self) -> Invite:
+        """What another machine needs to join this swarm: `encode_invite` makes a line of it. Raises `NotJoined`."""
+        return await self._client.invite()
 
     # --- serving -----------------------------------------------------------------------------------------------------
 
@@ -233,19 +232,21 @@ class Swarm:
         cache_type_v: str = "f16",
         chat_template: str | Path | None = None,
     ) -> None:
-        """Serve `model`, a GGUF file, from this process too; returns once it can be found and asked.
+        """Serve `model`, as `--model` names one, from this process too; returns once it can be found and asked.
 
         The first call makes this member a node: it opens the inference port and answers to the DHT. The settings are
         as the flags of `llamanet node`. Raises `ModelFileError` or another `UserError`.
         """
         # Whoever only asks needs neither llama.cpp nor a certificate.
         from llamanet.node.config import NodeConfig
-        from llamanet.node.service import Host, Model, default_data_dir, llama_settings, open_model
+        from llamanet.node.host import Host, Model
+        from llamanet.node.loading import llama_settings, open_model
+        from llamanet.settings import default_data_dir
 
         if not isinstance(model, Model):
             settings = llama_settings(
                 NodeConfig(
-                    model_path=(Path(model),),
+                    model_path=(model,),
                     n_ctx=n_ctx,
                     n_batch=n_batch,
                     n_parallel=n_parallel,
@@ -259,7 +260,7 @@ class Swarm:
                     chat_template=None if chat_template is None else Path(chat_template),
                 )
             )
-            model = await open_model(Path(model), settings, self._data_dir or default_data_dir())
+            model = await open_model(model, settings, self._data_dir or default_data_dir())
         with ungrouped():
             if self._host is None:
                 self._host = Host(self._identity, label=self._node_id, tls=not self._no_tls)

@@ -18,6 +18,7 @@ import attrs
 import click
 
 from llamanet._version import __version__
+from llamanet.cli.config_file import add_config_option
 from llamanet.errors import LlamaNetError, RequestRefused, UserError
 
 COMMANDS = {
@@ -26,6 +27,9 @@ COMMANDS = {
     "nodes": "Show the nodes of the swarm.",
     "models": "Show the models that the swarm serves.",
     "crawl": "Walk the whole overlay and count its nodes.",
+    "invite": "Print one line that lets another machine join.",
+    "keys": "Make and show keys: of a node, of a private swarm, of a gateway.",
+    "completion": "Print what makes a shell complete this command.",
     "demo": "Show a swarm of three nodes on this machine, one of which dies.",
 }
 """Each is `command` in the module of its name."""
@@ -43,6 +47,11 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"llamanet.cli.{cmd_name}").command
+        if not any(parameter.name == "config" for parameter in command.params):
+            add_config_option(command, COMMANDS)
+            for option in command.params:
+                if isinstance(option, click.Option):
+                    option.show_envvar = True
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -51,10 +60,20 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=LazyGroup,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 120,
+        "auto_envvar_prefix": "LLAMANET",
+    },
+)
 @click.version_option(__version__, prog_name="llamanet", message="%(prog)s %(version)s")
 def cli() -> None:
-    """LlamaNet: people's machines as one inference service, with no server in the middle."""
+    """LlamaNet: people's machines as one inference service, with no server in the middle.
+
+    Every option of a command can be given as a variable too: `--max-tokens` of `ask` is LLAMANET_ASK_MAX_TOKENS.
+    """
 
 
 @attrs.define
@@ -97,6 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _one_line(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
+    if isinstance(error, click.BadParameter) and context and error.param and error.param.name:
+        source = context.get_parameter_source(error.param.name)
+        if source is click.core.ParameterSource.DEFAULT_MAP:
+            return " ".join(f"{error.format_message()} (in the configuration file)".split())
     help_line = f" (see: {context.command_path} --help)" if context else ""
     return " ".join(error.format_message().split()) + help_line
 

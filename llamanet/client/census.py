@@ -11,6 +11,7 @@ from llamanet.client.selection import load_of
 from llamanet.dht.service import Dht
 from llamanet.wire.facts import NodeFacts, ServiceFacts
 from llamanet.wire.identity import PublicKey, node_id_of
+from llamanet.wire.invite import MAX_INVITED_PEERS, InvitedPeer
 from llamanet.wire.rpc import Address, ModelState
 
 ASKED_AT_ONCE = 64
@@ -114,6 +115,24 @@ def _view(
         version=version,
         rtt=rtt,
     )
+
+
+async def list_invited(dht: Dht, directory: Directory) -> list[InvitedPeer]:
+    """Nodes that answer, for others to join through: first each by its best host, then by its further ones."""
+    alive: list[NodeRecord] = []
+
+    async def look_at(node: NodeRecord) -> None:
+        if await ask(dht, node.public_key, node.facts.hosts, node.facts.dht_port, None):
+            alive.append(node)
+            if len(alive) == MAX_INVITED_PEERS:
+                nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for node in await directory.nodes():
+            nursery.start_soon(look_at, node)
+    ranked = [(rank, host, node) for node in alive for rank, host in enumerate(node.facts.hosts)]
+    ranked.sort(key=lambda entry: entry[0])
+    return [InvitedPeer(node.public_key, host, node.facts.dht_port) for _, host, node in ranked[:MAX_INVITED_PEERS]]
 
 
 async def list_models(dht: Dht, directory: Directory) -> list[ModelView]:

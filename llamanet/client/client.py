@@ -16,7 +16,7 @@ import trio
 from llamanet.client.affinity import Block, request_blocks
 from llamanet.client.attempt import Access
 from llamanet.client.batch import Journal, MapResult, Progress, Prompt, run_batch
-from llamanet.client.census import ModelView, NodeView, list_models, list_nodes
+from llamanet.client.census import ModelView, NodeView, list_invited, list_models, list_nodes
 from llamanet.client.choice import Choice
 from llamanet.client.connection import ConnectionPool, OpenStream
 from llamanet.client.directory import Directory
@@ -28,9 +28,10 @@ from llamanet.client.router import Question, Router
 from llamanet.client.selection import Wishes
 from llamanet.client.statistics import Statistics
 from llamanet.client.strategy import STRATEGIES, check_strategy
+from llamanet.client.tools import tool_fields, turn_fields
 from llamanet.dht.service import Dht
 from llamanet.errors import BadMessage, NotJoined, RequestRefused
-from llamanet.wire.codec import from_map_untrusted, to_map
+from llamanet.wire.codec import from_map_untrusted
 from llamanet.wire.identity import PublicKey
 from llamanet.wire.inference import (
     CAPABILITY_EMBEDDINGS,
@@ -40,6 +41,7 @@ from llamanet.wire.inference import (
     Generate,
     encode_message,
 )
+from llamanet.wire.invite import Invite
 from llamanet.wire.plain import Plain
 
 MAX_CONCURRENCY = 256
@@ -47,8 +49,8 @@ MAX_CONCURRENCY = 256
 JOIN_S = 5.0
 """How long a request waits for the first answer of a bootstrap peer."""
 
-Messages: TypeAlias = Iterable[ChatMessage | Mapping[str, str]]
-"""A conversation: each turn has a `role` and its `content`."""
+Messages: TypeAlias = Iterable[ChatMessage | Mapping[str, Any]]
+"""A conversation: each turn has a `role` and its `content`, and calls of tools as in OpenAI's API."""
 
 
 def make_request(
@@ -58,6 +60,7 @@ def make_request(
     if (prompt is None) == (messages is None):
         raise RequestRefused("give exactly one of the two: a prompt, or messages=", "prompt or messages")
     options: dict[str, Plain] = {name: value for name, value in sampling.items() if value is not None}
+    tools = [options.pop(name, None) for name in ("tools", "tool_choice", "parallel_tool_calls")]
     if (form := options.pop("response_format", None)) is not None:
         if options.keys() & {"grammar", "json_schema"}:
             raise RequestRefused("give response_format, or a grammar, or a JSON schema, not two", "response_format")
@@ -71,10 +74,12 @@ def make_request(
     if isinstance(schema := options.get("json_schema"), Mapping):
         options["json_schema"] = _as_json(schema)
     options.setdefault("seed", secrets.randbelow(MAX_SEED + 1))
-    plain: dict[str, Plain] = {"id": 0, "model": model, "prompt": prompt, "sampling": options}
+    plain: dict[str, Plain] = {"id": 0, "model": model, "prompt": prompt, "sampling": options, **tool_fields(*tools)}
+    if prompt is not None and "tools" in plain:
+        raise RequestRefused("a prompt takes no tools: give messages=", "tools", "only with messages")
     if messages is not None:
         try:
-            plain["messages"] = [to_map(turn) if isinstance(turn, ChatMessage) else dict(turn) for turn in messages]
+            plain["messages"] = [turn_fields(turn) for turn in messages]
         except (TypeError, ValueError) as error:
             raise RequestRefused(
                 f"{repr(messages)[:100]} is no text, and no list of messages", "messages", "a role and its content each"
@@ -196,6 +201,8 @@ class SwarmClient:
             for JSON (`{"type": "json_object"}`), for JSON that follows a schema
             (`{"type": "json_schema", "json_schema": {"schema": {...}}}`), or for what a GBNF grammar allows
             (`{"type": "grammar", "grammar": "root ::= ..."}`).
+            `tools`, `tool_choice` and `parallel_tool_calls`, as in OpenAI's API too, offer functions to call, whatever
+            the model: `Reply.tool_calls` has the calls that it made, each with arguments that follow their schema.
 
         Raises `RequestRefused` for what no node would accept, and `NotJoined`. Iterating raises `NoNodeServes` or
         `SwarmBusy`.
@@ -326,6 +333,15 @@ class SwarmClient:
             in_flight=self._access.peers.all_in_flight,
             dht=self._dht.health(),
         )
+
+    async def invite(self) -> Invite:
+        """What another machine needs to join this swarm. Raises `NotJoined`, also if no node answers."""
+        await self._wait_joined()
+        peers = await list_invited(self._dht, self._directory)
+        if not peers:
+            raise NotJoined(self._dht.config.bootstrap)
+        network = self._dht.config.network
+        return Invite(swarm_name=network.name, swarm_key=network.swarm_key, peers=tuple(peers))
 
     async def _wait_joined(self) -> None:
         if not self._dht.joined:

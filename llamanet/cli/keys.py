@@ -1,0 +1,99 @@
+"""`llamanet keys`: make and show keys. What is secret is written to files of mode 0600, or shown once."""
+
+import os
+import secrets
+from pathlib import Path
+
+import click
+
+from llamanet.cli.options import setting
+from llamanet.errors import UserError
+
+SWARM_KEY_BYTES = 32
+API_KEY_BYTES = 24
+
+
+@click.group("keys")
+def command() -> None:
+    """Make and show keys."""
+
+
+@command.command("identity")
+@setting(
+    "data_dir", type=click.Path(path_type=Path), metavar="DIR", help="Where nodes of this machine keep their keys."
+)
+@setting("dht_port", type=click.IntRange(1, 65_535), default=8001, show_default=True, help="The node's UDP port.")
+def show_identity(data_dir: Path | None, dht_port: int) -> None:
+    """Show who the node on a DHT port is; it gets its key now if it has none.
+
+    The public key is what `--bootstrap-nodes KEY@HOST:PORT` takes.
+    """
+    import platformdirs
+
+    from llamanet.dht.keyfile import load_or_create_identity
+    from llamanet.wire.identity import short_name
+
+    file = (data_dir or platformdirs.user_data_path("llamanet")) / f"node-{dht_port}.key"
+    identity = load_or_create_identity(file)
+    click.echo(f"name        {short_name(identity.node_id)}")
+    click.echo(f"id          {identity.node_id.hex()}")
+    click.echo(f"public key  {identity.public_key.hex()}")
+    click.echo(f"file        {file}")
+
+
+@command.command("swarm")
+@click.argument("file", type=click.Path(path_type=Path))
+def make_swarm_key(file: Path) -> None:
+    """Make the key of a private swarm, in FILE, for `--swarm-key-file` of each node and client."""
+    _write_new(file, secrets.token_hex(SWARM_KEY_BYTES))
+    click.echo(file)
+
+
+@command.command("api")
+@click.argument("label")
+@click.option("--file", type=click.Path(path_type=Path), help="A gateway's --api-key-file, which the key is added to.")
+@click.option("--rpm", type=click.IntRange(1), metavar="N", help="Requests a minute, at most.")
+@click.option("--tpm", type=click.IntRange(1), metavar="N", help="Tokens a minute, at most.")
+@click.option("--concurrent", type=click.IntRange(1), metavar="N", help="Requests at a time, at most.")
+def make_api_key(label: str, file: Path | None, **limits: int | None) -> None:
+    """Make an API key for LABEL, and show it: once, for the file keeps its SHA-256 only.
+
+    Without --file the line for the file goes to standard error.
+    """
+    import hashlib
+
+    if not label.isprintable() or set(label) & set(" =#"):
+        raise UserError(f"{label!r} cannot be a label: it has no space, = or #")
+    key = f"sk-{secrets.token_urlsafe(API_KEY_BYTES)}"
+    words = [f"{name}={limit}" for name, limit in limits.items() if limit is not None]
+    line = " ".join((label, f"sha256:{hashlib.sha256(key.encode()).hexdigest()}", *words))
+    if file is None:
+        click.echo(line, err=True)
+    else:
+        _add_line(file, line, label)
+    click.echo(key)
+
+
+def _write_new(file: Path, text: str) -> None:
+    """Write a file that only its owner may read. Raises `UserError` if there is one already."""
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w") as opened:
+            opened.write(f"{text}\n")
+    except FileExistsError as error:
+        raise UserError(f"{file} exists, and may be in use; name another file, or move it away") from error
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from error
+
+
+def _add_line(file: Path, line: str, label: str) -> None:
+    try:
+        before = file.read_text(encoding="utf-8") if file.exists() else ""
+        if any(words[:1] == [label] for words in map(str.split, before.splitlines())):
+            raise UserError(f"{file} has a key for {label!r} already; take that line out first")
+        if not before:
+            return _write_new(file, line)
+        with file.open("a", encoding="utf-8") as opened:
+            opened.write(("" if before.endswith("\n") else "\n") + line + "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot add to {file}: {getattr(error, 'strerror', None) or error}") from error
