@@ -3,13 +3,15 @@
 Rules:
 - A record says that its publisher exists and what it serves; only an answer says that it is alive (`client/probe.py`).
 - Requests do not wait for lookups: what was found is used for `FRESH_S`, and while it is in use it is looked up anew in
-  the background every `REFRESH_S`. Whoever finds it wanting looks up at once.
+  the background every `REFRESH_S`. Whoever finds it wanting looks up at once. However many want the same, there is one
+  lookup of it at a time.
+- A lookup that finds nothing proves little: what an earlier one found stays for its `FRESH_S`.
 - What does not decode is left out, never reported: anybody may publish under any key.
 """
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 import attrs
@@ -30,6 +32,7 @@ from llamanet.wire.facts import (
 from llamanet.wire.identity import NodeId, PublicKey, node_id_of
 from llamanet.wire.record import Record
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 FRESH_S = 60.0
@@ -63,17 +66,51 @@ class NodeRecord:
     facts: NodeFacts
 
 
-@attrs.frozen
+@attrs.define
 class _Found(Generic[T]):
-    """What a lookup found. Nothing is never fresh: whatever is missing may have come meanwhile."""
+    """What lookups of one thing found. Times are on trio's clock."""
 
-    entries: Sequence[T]
-    at: float = attrs.field(factory=trio.current_time)
+    entries: Sequence[T] = ()
+    found_at: float = -math.inf
+    """When `entries` were."""
+    looked_at: float = -math.inf
+    lookup: trio.Event | None = None
+    """Set when the lookup under way has ended."""
 
-    @property
-    def age(self) -> float:
-        """Seconds since the lookup."""
-        return trio.current_time() - self.at if self.entries else math.inf
+
+class _Shelf(Generic[K, T]):
+    """What was looked up, by key; `look_up` looks. Lookups run in `nursery`, for all who wait for them."""
+
+    def __init__(self, nursery: trio.Nursery, look_up: Callable[[K], Awaitable[Sequence[T]]]) -> None:
+        self._nursery = nursery
+        self._look_up = look_up
+        self._shelf: dict[K, _Found[T]] = {}
+
+    async def get(self, key: K, *, fresh: bool) -> Sequence[T]:
+        """What is there, or, if that is too old or should be `fresh`, what a lookup brings now."""
+        found = self._shelf.pop(key, None) or _Found()
+        self._shelf[key] = found
+        if len(self._shelf) > MAX_REMEMBERED:
+            del self._shelf[next(iter(self._shelf))]
+        now = trio.current_time()
+        # Nothing is never fresh: whatever is missing may have come meanwhile.
+        wanting = fresh or not found.entries or now - found.found_at > FRESH_S
+        if found.lookup is None and (wanting or now - found.looked_at > REFRESH_S):
+            found.lookup = trio.Event()
+            self._nursery.start_soon(self._run, key, found, found.lookup)
+        if wanting and found.lookup is not None:
+            await found.lookup.wait()
+        return found.entries
+
+    async def _run(self, key: K, found: _Found[T], ended: trio.Event) -> None:
+        try:
+            entries = await self._look_up(key)
+            found.looked_at = now = trio.current_time()
+            if entries or now - found.found_at > FRESH_S:
+                found.entries, found.found_at = entries, now
+        finally:
+            found.lookup = None
+            ended.set()
 
 
 def _services_untrusted(model: str, records: Sequence[Record]) -> list[Service]:
@@ -88,38 +125,19 @@ def _services_untrusted(model: str, records: Sequence[Record]) -> list[Service]:
 
 
 class Directory:
-    """What a client has looked up. Lookups in the background run in `nursery`."""
+    """What a client has looked up. Lookups run in `nursery`."""
 
     def __init__(self, dht: Dht, nursery: trio.Nursery) -> None:
         self._dht = dht
-        self._nursery = nursery
-        self._services: dict[str, _Found[Service]] = {}
-        self._names: _Found[str] = _Found(())
-        self._refreshing: set[str] = set()
+        self._services: _Shelf[str, Service] = _Shelf(nursery, self._look_up)
+        self._names: _Shelf[None, str] = _Shelf(nursery, self._look_up_names)
 
     async def services(self, model: str, *, fresh: bool = False) -> Sequence[Service]:
         """The nodes that serve `model`; `fresh` looks them up now."""
-        found = self._services.get(model, _Found(()))
-        if fresh or found.age > FRESH_S:
-            return await self._look_up(model)
-        if found.age > REFRESH_S and model not in self._refreshing:
-            self._refreshing.add(model)
-            self._nursery.start_soon(self._refresh, model)
-        return found.entries
-
-    async def _refresh(self, model: str) -> None:
-        try:
-            await self._look_up(model)
-        finally:
-            self._refreshing.discard(model)
+        return await self._services.get(model, fresh=fresh)
 
     async def _look_up(self, model: str) -> Sequence[Service]:
-        services = _services_untrusted(model, await sample(self._dht, model_key_name(model), MAX_SERVICES))
-        self._services.pop(model, None)
-        self._services[model] = _Found(services)
-        if len(self._services) > MAX_REMEMBERED:
-            del self._services[next(iter(self._services))]
-        return services
+        return _services_untrusted(model, await sample(self._dht, model_key_name(model), MAX_SERVICES))
 
     async def all_services(self, model: str) -> Sequence[Service]:
         """All nodes that serve `model`, at most `MAX_NODES`; looked up now."""
@@ -138,6 +156,7 @@ class Directory:
 
     async def models(self, *, fresh: bool = False) -> Sequence[str]:
         """The names of the models that nodes list, sorted; `fresh` looks them up now."""
-        if fresh or self._names.age > FRESH_S:
-            self._names = _Found(sorted({model for node in await self.nodes() for model in node.facts.models}))
-        return self._names.entries
+        return await self._names.get(None, fresh=fresh)
+
+    async def _look_up_names(self, _: None) -> Sequence[str]:
+        return sorted({model for node in await self.nodes() for model in node.facts.models})
