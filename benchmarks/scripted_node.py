@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from llamanet.node.backend import Chunk
-from llamanet.node.service import Model
+from llamanet.node.host import Model
 from llamanet.swarm import Swarm
 from llamanet.testing.backend import ScriptedBackend
 

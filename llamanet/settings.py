@@ -8,9 +8,11 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
+import platformdirs
 
 from llamanet.errors import UserError
 
@@ -19,6 +21,11 @@ LOG_FORMATS = ("text", "json")
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def default_data_dir() -> Path:
+    """Where keys, contacts and digests are kept unless the user says otherwise."""
+    return platformdirs.user_data_path("llamanet")
 
 
 def setting_name(field: str) -> str:

@@ -7,7 +7,7 @@ import trio
 
 import llamanet
 from llamanet.errors import NoNodeServes, UserError
-from llamanet.node.service import Model
+from llamanet.node.host import Model
 from llamanet.swarm import Swarm
 from llamanet.testing.backend import ScriptedBackend, scripted_text, scripted_tokens
 

@@ -10,7 +10,8 @@ from typing import Any
 import attrs
 
 from llamanet.errors import UserError
-from llamanet.node.gguf import model_name
+from llamanet.models.shards import model_name
+from llamanet.models.source import parse_source
 from llamanet.settings import LOG_FORMATS, LOG_LEVELS, host_name, is_host, number, one_of, refusal, setting_name, whole
 from llamanet.wire.facts import MAX_HOSTS, MAX_LABEL, announced_hosts
 
@@ -35,9 +36,10 @@ def _label(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
 
 
 def _some_models(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-    if not value or Path() in value:
-        raise UserError(f"{setting_name(attribute.name)} is required: the path of a GGUF model file")
-    names = [model_name(path) for path in value]
+    sources = [parse_source(str(source)) for source in value]
+    if not sources or Path() in value or "" in value:
+        raise UserError(f"{setting_name(attribute.name)} is required: the path of a GGUF model file, or hf:owner/repo")
+    names = [model_name(path) for path in sources if isinstance(path, Path)]
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{setting_name(attribute.name)}: two models are named {doubled!r}; rename one of the files")
 
@@ -46,8 +48,9 @@ def _some_models(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
 class NodeConfig:
     """The settings of a node. Raises `UserError` for a value that cannot be right."""
 
-    model_path: tuple[Path, ...] = attrs.field(validator=_some_models)
-    """GGUF files; a model's name is its file name without `.gguf`."""
+    model_path: tuple[Path | str, ...] = attrs.field(validator=_some_models)
+    """GGUF files, repositories (`hf:owner/repo[:file-or-quant]`) or names of models that were pulled. A model's name is
+    its file name without `.gguf`."""
     host: str = attrs.field(default="0.0.0.0", validator=host_name)
     """The address that both ports are opened on."""
     port: int = attrs.field(default=8000, validator=whole(0, 65_535))
@@ -96,6 +99,14 @@ class NodeConfig:
     """Serve plain `ws://`."""
     swarm_key_file: Path | None = None
     """Holds a private swarm's key: 32 bytes in hexadecimal."""
+    control: Path | None = None
+    """The UNIX socket of `llamanet control`; None: one in the data directory, if the DHT port is fixed."""
+    idle_unload: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(number(1, 10_000_000, "seconds"))
+    )
+    """Seconds without a request after which a model is unloaded until the next one; None: never."""
+    owner_first: bool = False
+    """Take no new requests while other programs keep this machine busy."""
 
     def __attrs_post_init__(self) -> None:
         """Raises `UserError` for values that do not agree."""

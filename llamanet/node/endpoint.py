@@ -26,6 +26,8 @@ from llamanet._version import __version__
 from llamanet.errors import BadMessage, EngineBusy
 from llamanet.node.cork import Cork
 from llamanet.node.engine import Engine, Generation
+from llamanet.node.rates import Rates
+from llamanet.node.sleeper import Sleeper
 from llamanet.wire.inference import (
     MAX_MESSAGE_BYTES,
     SUBPROTOCOL_JSON,
@@ -88,6 +90,10 @@ class Endpoint:
         self.label = label
         self.engines: dict[str, Engine] = {}
         """By model name; the first one serves requests that name no model."""
+        self.sleeping: dict[str, Sleeper] = {}
+        """Models that are loaded when somebody asks for them."""
+        self.withdrawn: set[str] = set()
+        """Names of models that were served: whoever has not heard of that yet is told to go elsewhere."""
         self.draining = False
         """While True, new requests are refused and running ones go on."""
         self._tls = tls
@@ -177,13 +183,20 @@ class Endpoint:
             raise
         return stream
 
-    def engine_for(self, request: Generate | Embed) -> Engine | Failed:
+    def served(self) -> dict[str, Engine | Sleeper]:
+        """All models that can be asked for, by name."""
+        return {**self.engines, **self.sleeping}
+
+    def engine_for(self, request: Generate | Embed) -> Engine | Sleeper | Failed:
         """The engine that `request` is for, or why there is none."""
         if self.draining:
             return Failed(id=request.id, code="draining", message="the node is shutting down")
-        engine = self.engines.get(request.model) if request.model else next(iter(self.engines.values()), None)
+        engines = self.served()
+        engine = engines.get(request.model) if request.model else next(iter(engines.values()), None)
+        if engine is None and request.model in self.withdrawn:
+            return Failed(id=request.id, code="draining", message=f"the node serves {request.model} no more")
         if engine is None:
-            served = ", ".join(self.engines) or "nothing"
+            served = ", ".join(engines) or "nothing"
             message = f"the node does not serve {request.model or 'any model'}"
             return Failed(id=request.id, code="no_such_model", message=message, field="model", limit=served)
         if request.digest is not None and request.digest != engine.digest:
@@ -196,8 +209,8 @@ class Endpoint:
     def status(self, request: Status) -> StatusReply:
         """The node's state, all models included."""
         models = []
-        for engine in self.engines.values():
-            state, rates = engine.state(), engine.rates
+        for engine in self.served().values():
+            state, rates = engine.state(), engine.rates if isinstance(engine, Engine) else Rates()
             models.append(
                 ModelStatus(
                     name=engine.name,
@@ -273,7 +286,8 @@ class _Connection:
         self.heard_at = trio.current_time()
         """When the peer last sent something, on trio's clock."""
         self._generations: dict[int, Generation] = {}
-        self._embeddings: dict[int, trio.CancelScope] = {}
+        self._tasks: dict[int, trio.CancelScope] = {}
+        """Requests to embed, and those that wait for their model to be loaded."""
         self._replies: list[NodeMessage] = []
         """Whole answers that wait to be written."""
         self._speaking: dict[Generation, None] = {}
@@ -347,21 +361,23 @@ class _Connection:
         if isinstance(message, Cancel):
             if generation := self._generations.get(message.id):
                 generation.cancel()
-            elif scope := self._embeddings.get(message.id):
+            elif scope := self._tasks.get(message.id):
                 scope.cancel()
         elif isinstance(message, Status):
             self._answer(self._endpoint.status(message))
         elif self._in_flight(message.id):
             raise _Close(_POLICY, f"request {message.id} is already in flight")
-        elif isinstance(message, Embed):
-            self._begin()
-            self._embeddings[message.id] = trio.CancelScope()
-            self._nursery.start_soon(self._embed, message)
         else:
-            self._generate(message)
+            self._begin()
+            engine = self._endpoint.engine_for(message)
+            if isinstance(message, Generate) and not isinstance(engine, Sleeper):
+                self._generate(message, engine)
+            else:
+                self._tasks[message.id] = trio.CancelScope()
+                self._nursery.start_soon(self._answer_later, message)
 
     def _in_flight(self, request_id: int) -> bool:
-        return request_id in self._generations or request_id in self._embeddings
+        return request_id in self._generations or request_id in self._tasks
 
     def _begin(self) -> None:
         """Count a request, until its last answer is sent."""
@@ -374,12 +390,10 @@ class _Connection:
         self._answers -= requests
         self._endpoint.count_request(-requests)
 
-    def _generate(self, request: Generate) -> None:
-        engine = self._endpoint.engine_for(request)
+    def _generate(self, request: Generate, engine: Engine | Failed) -> None:
         if isinstance(engine, Failed):
-            self._answer(engine)
+            self._reply(engine)
             return
-        self._begin()
         try:
             generation = engine.submit(request)
         except EngineBusy as error:
@@ -389,21 +403,31 @@ class _Connection:
         generation.on_news = partial(self._speak, generation)
         self._speak(generation)
 
-    async def _embed(self, request: Embed) -> None:
+    async def _awake(self, request: Generate | Embed) -> Engine | Failed:
         engine = self._endpoint.engine_for(request)
-        answer: Embeddings | Failed | None = engine if isinstance(engine, Failed) else None
+        while isinstance(engine, Sleeper):
+            await engine.wake()
+            engine = self._endpoint.engine_for(request)
+        return engine
+
+    async def _answer_later(self, request: Generate | Embed) -> None:
+        """Answer a request that takes a task: it waits for its model, or embeds."""
+        embedded: Embeddings | Failed | None = None
         try:
-            with self._embeddings[request.id]:
-                if not isinstance(engine, Failed):
-                    answer = await engine.embed(request)
+            with self._tasks[request.id] as scope:
+                engine = await self._awake(request)
+                if isinstance(request, Embed):
+                    embedded = engine if isinstance(engine, Failed) else await engine.embed(request)
         except EngineBusy as error:
-            answer = _busy(request, error)
+            embedded = _busy(request, error)
         finally:
-            del self._embeddings[request.id]
-        if answer is not None:
-            self._reply(answer)
-        else:
+            del self._tasks[request.id]
+        if embedded is not None:
+            self._reply(embedded)
+        elif scope.cancelled_caught or isinstance(request, Embed):
             self._end(1)
+        else:
+            self._generate(request, engine)
 
     # --- what goes out ------------------------------------------------------------------------------------------------
 

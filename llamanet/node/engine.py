@@ -148,6 +148,9 @@ class Engine:
         """What nodes announce."""
         self._running = 0
         self._closed = False
+        self.idle_since: float | None = trio.current_time()
+        """Since when no request is in flight, on trio's clock; None while one is."""
+        self._idle = trio.lowlevel.ParkingLot()
 
     def submit(self, request: Generate) -> "Generation":
         """Queue `request`. Raises `EngineBusy` if the queue is full.
@@ -161,6 +164,7 @@ class Engine:
         if self._closed:
             generation._end(_draining(request))
             return generation
+        self.idle_since = None
         self._generations[generation._serial] = generation
         self._preparing.add(generation._serial)
         self._nursery.start_soon(self._prepare, generation)
@@ -177,6 +181,7 @@ class Engine:
             return _draining(request)
         backend = self._core.backend
         serial = next(self._serials)
+        self.idle_since = None
         if not self._embeddings:
             self._embedded_at = self._worker.clock()
         embedding = self._embeddings[serial] = Embedding(serial, request, backend.n_batch, backend.slots, self._worker)
@@ -189,6 +194,13 @@ class Engine:
         finally:
             del self._embeddings[serial]
             self._texts.pop(serial, None)
+            self._rest()
+
+    async def wait_idle(self) -> float:
+        """Return when no request is in flight; since when, on trio's clock."""
+        while self.idle_since is None:
+            await self._idle.park()
+        return self.idle_since
 
     @property
     def rates(self) -> Rates:
@@ -285,12 +297,18 @@ class Engine:
         if self._generations.pop(generation._serial, None) is not None:
             self._running -= generation._admitted
             generation._end(last)
+            self._rest()
 
     def _cancel(self, generation: "Generation") -> None:
         if generation._serial in self._generations:
             self._end(generation, None)
             generation._preparation.cancel()
             self._worker.send(Cancel(generation._serial))
+
+    def _rest(self) -> None:
+        if not self._generations and not self._embeddings:
+            self.idle_since = trio.current_time()
+            self._idle.unpark_all()
 
     def _close(self) -> None:
         self._closed = True

@@ -25,10 +25,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 import llama_cpp.llama_cpp as lib
 
 from llamanet.errors import ModelFileError, UserError
+from llamanet.models.gguf import check_model_file
+from llamanet.models.progress import Report, silent
+from llamanet.models.shards import model_name
 from llamanet.node.backend import BackendError, Chunk
 from llamanet.node.config import LlamaSettings
 from llamanet.node.cores import physical_cores
-from llamanet.node.gguf import check_model_file
 from llamanet.node.llama_embedder import LlamaEmbedder, embedding_size
 from llamanet.node.llama_grammar import LlamaGrammar
 from llamanet.node.llama_sampler import LlamaSampler, LlamaVocab, logprobs_of
@@ -38,6 +40,8 @@ from llamanet.wire.inference import Sampling, TokenChance, TokenLogprobs
 _logger = logging.getLogger(__name__)
 _ERROR = 4
 """GGML_LOG_LEVEL_ERROR in ggml.h."""
+_PROGRESS = 1000
+"""Steps in which the progress of loading is told."""
 
 
 @attrs.frozen(kw_only=True)
@@ -73,14 +77,14 @@ _CACHE_TYPES = {
 class LlamaBackend:
     """A `Backend` on llama.cpp. Loading takes seconds, so make it in a thread."""
 
-    def __init__(self, config: LlamaConfig) -> None:
-        """Raises `ModelFileError` if the file is no model that llama.cpp can load."""
+    def __init__(self, config: LlamaConfig, report: Report = silent) -> None:
+        """Raises `ModelFileError` if the file is no model that llama.cpp can load. `report` is told how far that is."""
         check_model_file(config.model_path)
         if config.n_parallel > (most := lib.llama_max_parallel_sequences()):
             raise UserError(f"n_parallel is {config.n_parallel}, and llama.cpp runs at most {most} sequences")
         lib.llama_log_set(_on_log, ctypes.c_void_p(None))
         lib.llama_backend_init()
-        self._model = _load_model(config)
+        self._model = _load_model(config, report)
         self.n_embd = embedding_size(self._model)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.slots = config.n_parallel
@@ -254,7 +258,7 @@ class _Batch:
         return outputs
 
 
-def _load_model(config: LlamaConfig) -> ctypes.c_void_p:
+def _load_model(config: LlamaConfig, report: Report) -> ctypes.c_void_p:
     params = lib.llama_model_default_params()
     params.n_gpu_layers = config.n_gpu_layers
     params.main_gpu = config.main_gpu
@@ -262,6 +266,12 @@ def _load_model(config: LlamaConfig) -> ctypes.c_void_p:
     # GCC drops the stores that set up AMX's tiles in ggml (llama.cpp pull request 26954), and the first batch then ends
     # the process. Without the extra buffer types ggml never enters that code.
     params.use_extra_bufts = not _built_with_amx()
+
+    def on_progress(fraction: float, user_data: ctypes.c_void_p) -> bool:
+        report(f"Loading {model_name(config.model_path)}", int(fraction * _PROGRESS), _PROGRESS)
+        return True
+
+    params.progress_callback = lib.llama_progress_callback(on_progress)
     _errors.clear()
     model: ctypes.c_void_p | None = lib.llama_model_load_from_file(str(config.model_path).encode(), params)
     if model is None:

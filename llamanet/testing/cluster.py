@@ -26,7 +26,7 @@ import trio.testing
 
 from llamanet.client.client import SwarmClient
 from llamanet.dht.service import Dht, DhtConfig, serve_dht
-from llamanet.node.service import Host, Model
+from llamanet.node.host import Host, Model
 from llamanet.testing.backend import ScriptedBackend, TrioWorker
 from llamanet.testing.network import MemoryNetwork, MemoryTransport
 from llamanet.wire.identity import Identity

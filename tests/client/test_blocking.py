@@ -17,7 +17,7 @@ import trio
 
 from llamanet.client import Client
 from llamanet.errors import ClientClosed, NoNodeServes, NotJoined, RequestRefused, UserError
-from llamanet.node.service import Model
+from llamanet.node.host import Model
 from llamanet.swarm import Swarm
 from llamanet.testing.backend import ScriptedBackend, scripted_text, scripted_tokens
 

@@ -20,6 +20,8 @@ def test_the_defaults_are_those_of_the_documentation():
         "dht_port": 8001,
         "node_id": None,
         "bootstrap_nodes": (),
+        "join": None,
+        "swarm_name": None,
         "heartbeat_interval": 10.0,
         "n_ctx": 2048,
         "n_batch": 512,
@@ -38,6 +40,9 @@ def test_the_defaults_are_those_of_the_documentation():
         "log_format": "text",
         "no_tls": False,
         "swarm_key_file": None,
+        "control": None,
+        "idle_unload": None,
+        "owner_first": False,
     }
 
 
@@ -76,6 +81,7 @@ def test_the_defaults_are_those_of_the_documentation():
         ("announce", "192.0.2.7,a b", "--announce (ANNOUNCE) must be one to 3 IP addresses or host names"),
         ("announce", "a,b,c,d", "--announce (ANNOUNCE) must be"),
         ("announce", " , ", "--announce (ANNOUNCE) must be"),
+        ("idle_unload", 0.5, "--idle-unload (IDLE_UNLOAD) must be a number of seconds from 1 to 1e+07, not 0.5"),
         ("log_level", "loud", "--log-level (LOG_LEVEL) must be one of debug, info, warning, error, not 'loud'"),
         ("log_format", "xml", "--log-format (LOG_FORMAT) must be"),
     ],

@@ -11,7 +11,7 @@ from llamanet.node import llama
 from llamanet.node.backend import Chunk
 from llamanet.node.config import CACHE_TYPES, FLASH_ATTENTION, SPLIT_MODES, NodeConfig
 from llamanet.node.llama import LlamaBackend, LlamaConfig
-from llamanet.node.service import llama_settings
+from llamanet.node.loading import llama_settings
 from llamanet.wire.inference import Sampling
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"

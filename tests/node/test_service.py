@@ -12,9 +12,11 @@ import pytest
 import trio
 
 from llamanet.errors import ModelFileError, UserError
+from llamanet.models.shards import model_name
 from llamanet.node import service
 from llamanet.node.config import NodeConfig
-from llamanet.node.service import Model, run_node, serve_node
+from llamanet.node.host import DRAIN_S, Model
+from llamanet.node.service import run_node, serve_node
 from llamanet.swarm import Swarm
 from llamanet.testing.backend import ScriptedBackend, scripted_text, scripted_tokens
 
@@ -27,12 +29,12 @@ def backends(monkeypatch):
     """Every model file holds a script; the backends that were made of them."""
     made = []
 
-    async def open_scripted(path, settings, data_dir):
+    async def open_scripted(path, settings, data_dir, report):
         def make_backend():
             made.append(ScriptedBackend(step_time=0.005, sleep=time.sleep, slots=settings.n_parallel))
             return made[-1]
 
-        return Model(name=service.model_name(path), digest=bytes(32), make_backend=make_backend)
+        return Model(name=model_name(path), digest=bytes(32), make_backend=make_backend)
 
     monkeypatch.setattr(service, "open_model", open_scripted)
     return made
@@ -233,7 +235,7 @@ def test_a_second_signal_stops_at_once(config, caplog, backends):
     trio.run(main)
     for thread in threads:
         thread.join()
-    assert time.monotonic() - start < service.DRAIN_S / 2
+    assert time.monotonic() - start < DRAIN_S / 2
 
 
 def free_udp_port():
