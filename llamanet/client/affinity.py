@@ -9,7 +9,7 @@ client has no tokenizer; and a node is noted when it is asked, so that requests 
 - At most `MAX_BLOCKS` blocks are remembered, each with the last `MAX_HOLDERS` nodes; the oldest are forgotten.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 
 import attrs
@@ -50,11 +50,21 @@ def blocks_of(texts: Iterable[str]) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def request_blocks(request: Generate) -> tuple[Block, ...]:
-    """The blocks of a request's prompt, or of its messages with their roles."""
+def request_texts(request: Generate) -> Iterator[str]:
+    """The texts that a request's prompt is made of: itself, or its tools and its messages."""
     if request.prompt is not None:
-        return blocks_of([request.prompt])
-    return blocks_of(f"{message.role}\n{message.content}" for message in request.messages)
+        yield request.prompt
+    for tool in request.tools:
+        yield f"{tool.name}\n{tool.description}\n{tool.parameters or ''}"
+    for message in request.messages:
+        yield f"{message.role}\n{message.content}"
+        for call in message.tool_calls:
+            yield f"{call.name}\n{call.arguments}"
+
+
+def request_blocks(request: Generate) -> tuple[Block, ...]:
+    """The blocks of what a request's prompt is made of."""
+    return blocks_of(request_texts(request))
 
 
 class Affinity:

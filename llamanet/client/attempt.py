@@ -68,6 +68,8 @@ class Attempt:
         """It has delivered a token."""
         self.cached_tokens = 0
         """How many of the prompt's tokens it found in its cache."""
+        self.tool_format: str | None = None
+        """How calls are written in its text."""
         self.asked_at = self.heard_at = trio.current_time()
         self._access = access
         self._prompt_tokens = prompt_tokens
@@ -145,6 +147,7 @@ class Attempt:
         elif isinstance(answer, Accepted):
             self.heard_at = now
             self.cached_tokens = answer.cached_tokens
+            self.tool_format = answer.tool_format
 
     async def _check(self) -> None:
         """Raises `NodeFailed` if a silent node is dead, or hangs."""

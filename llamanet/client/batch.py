@@ -21,10 +21,11 @@ from llamanet.client.generation import Hop, Reply
 from llamanet.errors import LlamaNetError
 from llamanet.wire.codec import from_map_untrusted, to_map
 from llamanet.wire.inference import Timings, TokenLogprobs, Usage
+from llamanet.wire.tools import ToolCall
 
 AHEAD = 4
 
-Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
+Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A text to be continued, or a conversation to be answered."""
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Called with the number of results so far, and of all; None if the prompts have no length."""
@@ -92,7 +93,8 @@ def _plain(reply: Reply) -> dict[str, Any]:
     plain = attrs.asdict(reply, recurse=False)
     del plain["choices"]
     told = {"usage": to_map(reply.usage), "timings": to_map(reply.timings)}
-    return plain | told | {"logprobs": [to_map(told) for told in reply.logprobs]}
+    lists = {"logprobs": list(map(to_map, reply.logprobs)), "tool_calls": list(map(to_map, reply.tool_calls))}
+    return plain | told | lists
 
 
 def _reply(plain: dict[str, Any]) -> Reply:
@@ -103,6 +105,7 @@ def _reply(plain: dict[str, Any]) -> Reply:
             "logprobs": tuple(from_map_untrusted(TokenLogprobs, told) for told in plain["logprobs"]),
             "usage": from_map_untrusted(Usage, plain["usage"]),
             "timings": from_map_untrusted(Timings, plain["timings"]),
+            "tool_calls": tuple(from_map_untrusted(ToolCall, told) for told in plain.get("tool_calls", ())),
             "hops": tuple(Hop(*hop) for hop in plain["hops"]),
             "digests": tuple(plain["digests"]),
         }

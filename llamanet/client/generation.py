@@ -17,14 +17,17 @@ from typing import NamedTuple
 import attrs
 import trio
 
+from llamanet.client.affinity import request_texts
 from llamanet.client.attempt import Access, Attempt
 from llamanet.client.choice import Choice
 from llamanet.client.connection import Answer
 from llamanet.client.decision import Decision
 from llamanet.client.selection import Wishes, tokens_in
+from llamanet.client.tool_calls import CallReader, Parsed, ToolCallDelta
 from llamanet.errors import NodeFailed, NoNodeServes, RequestRefused, SwarmBusy
 from llamanet.wire.identity import PublicKey
 from llamanet.wire.inference import Accepted, Failed, Finished, Generate, Timings, TokenLogprobs, Tokens, Usage
+from llamanet.wire.tools import FORMATS, ToolCall
 
 WAIT_S = 10.0
 """How long a request waits while all nodes are busy, unless it says otherwise."""
@@ -42,13 +45,16 @@ MakeChoice = Callable[[Wishes, int, Mapping[PublicKey, int]], Choice]
 class Chunk:
     """The next tokens of a stream, and the text that they complete.
 
-    `text` may be empty while a character or a possible stop string is half done.
+    `text` may be empty while a character, a possible stop string or a possible call is half done. What was held back
+    for a call that did not come is in a last chunk without tokens.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One for each id, if the request asks for them."""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    """What came of calls of the request's tools."""
 
 
 class Hop(NamedTuple):
@@ -63,6 +69,7 @@ class Reply:
     """A whole generation."""
 
     text: str
+    """Without the calls in it, if the request has tools."""
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
     """One for each id, if the request asks for them."""
@@ -70,7 +77,7 @@ class Reply:
     node_id: str
     """The label of the node that finished it."""
     finish_reason: str
-    """`stop`, `length`, or `context` (the node's was full)."""
+    """`stop`, `tool_calls`, `length`, or `context` (the node's was full)."""
     usage: Usage
     timings: Timings
     """Where the node that finished it spent its time."""
@@ -85,6 +92,8 @@ class Reply:
     """SHA-256 of the model file, in hexadecimal; of each file in turn, if `any_version` let there be several."""
     choices: tuple[Decision, ...] = ()
     """Why each node was asked, the last `MAX_CHOICES` of them."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The calls of the request's tools. Unless it ended with `tool_calls`, the last may be cut off."""
 
     @property
     def tokens_generated(self) -> int:
@@ -120,7 +129,7 @@ class Stream:
         self.choices: tuple[Decision, ...] = ()
         """Why each node was asked, the last `MAX_CHOICES` of them."""
         self.finish_reason: str | None = None
-        """`stop`, `length`, or `context` (the node's was full); None before the end."""
+        """`stop`, `tool_calls`, `length`, or `context` (the node's was full); None before the end."""
         self.usage: Usage | None = None
         self.ttft: float | None = None
         """Seconds from the beginning to the first token, finding a node included."""
@@ -132,6 +141,8 @@ class Stream:
         self._caller = caller or self
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._tool_format: str | None = None
+        self._calls: CallReader | None = None
         self._failures: dict[PublicKey, int] = {}
         self._choice: Choice | None = None
         self._attempt: Attempt | None = None
@@ -191,6 +202,7 @@ class Stream:
             hops=self.hops,
             digests=self.digests,
             choices=self.choices,
+            tool_calls=self._calls.calls if self._calls else (),
         )
 
     def close(self) -> None:
@@ -371,6 +383,7 @@ class Stream:
             self._timings = answer.timings
             self.finish_reason = answer.reason
             self.close()
+            return self._finish_calls(self._calls) if self._calls else None
         elif isinstance(answer, Failed):
             self._take_failure(answer, attempt)
         return None
@@ -382,6 +395,7 @@ class Stream:
         wanted = self._request.sampling.logprobs
         if [told.token for told in tokens.logprobs] != ([] if wanted is None else list(tokens.token_ids)):
             raise NodeFailed(attempt.label, "its log-probabilities do not belong to its tokens")
+        calls = self._calls_by(attempt)
         self._last_at = now = trio.current_time()
         if self.ttft is None:
             self.ttft = now - self._started_at
@@ -396,9 +410,28 @@ class Stream:
         if not self.digests or self.digests[-1] != digest:
             self.digests = (*self.digests, digest)
         self.token_ids += tokens.token_ids
-        self._texts.append(tokens.text)
         self._logprobs += tokens.logprobs
-        return Chunk(tokens.text, tokens.token_ids, tokens.logprobs)
+        text, deltas = calls.feed(tokens.text) if calls else Parsed(tokens.text)
+        self._texts.append(text)
+        return Chunk(text, tokens.token_ids, tokens.logprobs, deltas)
+
+    def _calls_by(self, attempt: Attempt) -> CallReader | None:
+        """What reads the calls out of a node's text, if there may be any. Raises `NodeFailed`."""
+        if not self._request.tools:
+            return None
+        if self._calls is None and (form := FORMATS.get(attempt.tool_format or "")):
+            self._calls, self._tool_format = CallReader(form), attempt.tool_format
+        if self._calls is None or attempt.tool_format != self._tool_format:
+            expected = self._tool_format or ", ".join(FORMATS)
+            raise NodeFailed(attempt.label, f"it writes calls as {attempt.tool_format!r}, and not as {expected}")
+        return self._calls
+
+    def _finish_calls(self, calls: CallReader) -> Chunk | None:
+        text = calls.finish().text
+        self._texts.append(text)
+        if self.finish_reason == "stop" and calls.whole:
+            self.finish_reason = "tool_calls"
+        return Chunk(text, ()) if text else None
 
     def _take_failure(self, failed: Failed, attempt: Attempt) -> None:
         if failed.code == "bad_request" and not self.token_ids:
@@ -425,5 +458,5 @@ class Stream:
     def _prompt_tokens(self) -> int:
         """About how many tokens a node must compute before it can give the next one."""
         request = self._request
-        characters = len(request.prompt or "") + sum(len(message.content) for message in request.messages)
+        characters = sum(map(len, request_texts(request)))
         return tokens_in(characters) + len(self.token_ids)

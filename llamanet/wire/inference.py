@@ -37,6 +37,7 @@ from llamanet.wire.codec import (
     wire_field,
 )
 from llamanet.wire.plain import Plain, pack_msgpack, unpack_json_untrusted, unpack_msgpack_untrusted
+from llamanet.wire.tools import MAX_CALLS, MAX_TOOLS, Tool, ToolCall, name_decoder
 
 SUBPROTOCOL_MSGPACK = "llamanet.v1.msgpack"
 SUBPROTOCOL_JSON = "llamanet.v1.json"
@@ -70,6 +71,12 @@ class ChatMessage:
 
     role: str = wire_field(text(64, least=1))
     content: str = wire_field(text(MAX_PROMPT_CHARS))
+    tool_calls: tuple[ToolCall, ...] = wire_field(
+        list_of(map_of(ToolCall), MAX_CALLS), encoded_list(to_map), default=()
+    )
+    """What the model called in this turn."""
+    tool_call_id: str | None = wire_field(optional(text(256, least=1)), default=None)
+    """The call that this turn holds the result of."""
 
 
 @attrs.frozen(kw_only=True)
@@ -155,6 +162,14 @@ class Generate:
     resume: tuple[int, ...] = wire_field(_token_ids, list, default=())
     digest: bytes | None = wire_field(optional(hex_bytes(32)), encoded_optional(bytes.hex), default=None)
     sampling: Sampling = wire_field(map_of(Sampling), to_map, factory=Sampling)
+    tools: tuple[Tool, ...] = wire_field(list_of(map_of(Tool), MAX_TOOLS), encoded_list(to_map), default=())
+    """Functions that the answer may call; only with `messages`."""
+    tool_choice: str = wire_field(one_of("auto", "required"), default="auto")
+    """Whether the model may answer in words too, or must call."""
+    tool_name: str | None = wire_field(optional(name_decoder), default=None)
+    """The one function that must be called, once."""
+    parallel_tool_calls: bool = wire_field(boolean, default=True)
+    """Whether one answer may have several calls."""
 
 
 @attrs.frozen(kw_only=True)
@@ -189,6 +204,8 @@ class Accepted:
     node_id: str = wire_field(text(64))
     prompt_tokens: int = wire_field(integer(0, 2**53))
     cached_tokens: int = wire_field(integer(0, 2**53), default=0)
+    tool_format: str | None = wire_field(optional(text(32)), default=None)
+    """How calls are written in the text, one of `llamanet.wire.tools.FORMATS`; None if no tools are asked for."""
 
 
 @attrs.frozen(kw_only=True)
@@ -346,6 +363,8 @@ def decode_client_message_untrusted(data: bytes | str) -> ClientMessage:
     message: ClientMessage = _decode_untrusted(data, CLIENT_MESSAGES)
     if isinstance(message, Generate) and (message.prompt is None) == (not message.messages):
         raise BadMessage("give exactly one of the two", "prompt or messages")
+    if isinstance(message, Generate) and message.tools and message.prompt is not None:
+        raise BadMessage("a prompt takes none", "tools", limit="only with messages")
     if isinstance(message, Embed) and not message.texts:
         raise BadMessage("there is no text", "texts", limit=f"1 to {MAX_TEXTS} texts")
     return message

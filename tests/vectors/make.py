@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from llamanet.node.sampling import position_seed
 from llamanet.node.tls import make_certificate
-from llamanet.wire import facts, inference, rpc
+from llamanet.wire import facts, inference, rpc, tools
 from llamanet.wire.envelope import Envelope, Network
 from llamanet.wire.identity import Identity, short_name
 from llamanet.wire.record import encode_record, sign_record
@@ -249,10 +249,30 @@ def _inference() -> Any:
         ),
         inference.Generate(id=5, prompt="Yes or no?", sampling=inference.Sampling(grammar='root ::= "yes" | "no"')),
         inference.Generate(id=6, prompt="JSON:", sampling=inference.Sampling(json_schema='{"type": "object"}')),
+        inference.Generate(
+            id=8,
+            messages=(
+                inference.ChatMessage(role="user", content="Weather in Bern?"),
+                inference.ChatMessage(
+                    role="assistant",
+                    content="",
+                    tool_calls=(tools.ToolCall(id="a1b2c3d4e", name="weather", arguments='{"city": "Bern"}'),),
+                ),
+                inference.ChatMessage(role="tool", content="rain", tool_call_id="a1b2c3d4e"),
+            ),
+            tools=(
+                tools.Tool(name="weather", description="The weather now.", parameters='{"type": "object"}'),
+                tools.Tool(name="time"),
+            ),
+            tool_choice="required",
+            tool_name="time",
+            parallel_tool_calls=False,
+        ),
         inference.Embed(id=7, model=MODEL, texts=("Grüße", "🦙"), digest=bytes(range(32))),
         inference.Cancel(id=1),
         inference.Status(id=3),
         inference.Accepted(id=1, node_id="bootstrap-node", prompt_tokens=12, cached_tokens=8),
+        inference.Accepted(id=8, node_id="bootstrap-node", prompt_tokens=90, tool_format="hermes"),
         inference.Tokens(id=1, text=" é", token_ids=(5, 70_000)),
         inference.Tokens(id=4, text="", token_ids=(5,), logprobs=(logprobs,)),
         inference.Embeddings(

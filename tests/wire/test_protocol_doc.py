@@ -195,13 +195,18 @@ SAMPLING = {
     "logprobs": None, "grammar": None, "json_schema": None,
 }  # fmt: skip
 DEFAULTS = {
-    "generate": {"model": None, "prompt": None, "messages": [], "resume": [], "digest": None, "sampling": {}},
+    "generate": {
+        "model": None, "prompt": None, "messages": [], "resume": [], "digest": None, "sampling": {},
+        "tools": [], "tool_choice": "auto", "tool_name": None, "parallel_tool_calls": True,
+    },
     "embed": {"model": None, "digest": None},
-    "accepted": {"cached_tokens": 0},
+    "accepted": {"cached_tokens": 0, "tool_format": None},
     "tokens": {"logprobs": []},
     "finished": {"timings": {}},
     "failed": {"id": None, "field": None, "limit": None, "retry_after": None},
-}
+}  # fmt: skip
+TURN = {"tool_calls": [], "tool_call_id": None}
+TOOL = {"description": "", "parameters": None}
 
 
 @pytest.mark.parametrize("case", load("inference"), ids=lambda case: json.loads(case["json"])["type"])
@@ -213,6 +218,8 @@ def test_messages(case):
         message = DEFAULTS.get(kind, {}) | message
     if kind == "generate":
         message["sampling"] = SAMPLING | message["sampling"]
+        message["messages"] = [TURN | turn for turn in message["messages"]]
+        message["tools"] = [TOOL | tool for tool in message["tools"]]
     if kind == "finished":
         message["usage"] = {"cached_tokens": 0} | message["usage"]
         message["timings"] = {"queue_s": 0.0, "prefill_s": 0.0, "decode_s": 0.0} | message["timings"]

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from llamanet.wire import facts, inference, rpc
+from llamanet.wire import facts, inference, rpc, tools
 from llamanet.wire.identity import PublicKey
 
 
@@ -158,8 +158,33 @@ token_logprobs = st.builds(
     top=st.lists(st.builds(inference.TokenChance, **chances), max_size=2).map(tuple),
 )
 chats = st.lists(
-    st.builds(inference.ChatMessage, role=valid_text(1, 64), content=valid_text(0, 1000)), min_size=1, max_size=4
+    st.builds(
+        inference.ChatMessage,
+        role=valid_text(1, 64),
+        content=valid_text(0, 1000),
+        tool_calls=st.lists(
+            st.builds(tools.ToolCall, id=valid_text(1, 256), name=valid_text(1, 128), arguments=valid_text(0, 100)),
+            max_size=2,
+        ).map(tuple),
+        tool_call_id=st.none() | valid_text(1, 256),
+    ),
+    min_size=1,
+    max_size=4,
 ).map(tuple)
+_tools = {
+    "tools": st.lists(
+        st.builds(
+            tools.Tool,
+            name=valid_text(1, 128),
+            description=valid_text(0, 100),
+            parameters=st.none() | valid_text(1, 100),
+        ),
+        max_size=2,
+    ).map(tuple),
+    "tool_choice": st.sampled_from(["auto", "required"]),
+    "tool_name": st.none() | valid_text(1, 128),
+    "parallel_tool_calls": st.booleans(),
+}
 _generate = {
     "id": request_ids,
     "model": st.none() | model_names,
@@ -169,7 +194,7 @@ _generate = {
 }
 client_messages = st.one_of(
     st.builds(inference.Generate, prompt=valid_text(0, 1000), **_generate),
-    st.builds(inference.Generate, messages=chats, **_generate),
+    st.builds(inference.Generate, messages=chats, **_generate, **_tools),
     st.builds(
         inference.Embed,
         id=request_ids,
@@ -188,6 +213,7 @@ node_messages = st.one_of(
         node_id=valid_text(0, 64),
         prompt_tokens=counts,
         cached_tokens=counts,
+        tool_format=st.none() | valid_text(0, 32),
     ),
     st.builds(
         inference.Tokens,
