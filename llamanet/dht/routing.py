@@ -295,6 +295,16 @@ class RoutingTable:
         """A lookup for `target` ended, so its bucket is fresh."""
         self._bucket_of(number_of(target)).looked_up = now
 
+    def to_fill(self, rng: Random) -> bytes | None:
+        """A random id in a bucket that was never looked up and is less than half full, if there is one.
+
+        Our own neighbourhood's bucket is not meant: whoever joins looks itself up before (Kademlia, section 2.3).
+        """
+        for index, bucket in enumerate(self._buckets[:-1]):
+            if bucket.looked_up == -math.inf and 2 * len(bucket.entries) < self._k:
+                return random_id_sharing(self._own_id, index, rng)
+        return None
+
     def to_refresh(self, now: float, interval: float, rng: Random) -> bytes | None:
         """A random id in a bucket that was not looked up for `interval` seconds, if there is one."""
         for index, bucket in enumerate(self._buckets):

@@ -70,7 +70,7 @@ class Exploration:
 
 
 async def explore(overlay: Overlay, rng: Random) -> None:
-    """Look up our own neighbourhood whenever it is time, for ever."""
+    """Look up our own neighbourhood whenever it is time, and then what we know too little of; for ever."""
     exploration = Exploration(overlay.config.refresh_interval)
     while True:
         with trio.move_on_after(exploration.pause(rng)):
@@ -83,6 +83,8 @@ async def explore(overlay: Overlay, rng: Random) -> None:
         if overlay.has_contacts:
             exploration.looked_up_at = trio.current_time()
             await overlay.find_nodes(overlay.identity.node_id, overlay.config.k)
+            while not overlay.client_mode and (target := overlay.table.to_fill(rng)) is not None:
+                await overlay.find_nodes(target, overlay.config.k // 2)
 
 
 def pause_before_chores(table: RoutingTable, config: DhtConfig, now: float, rng: Random) -> float:

@@ -22,7 +22,7 @@ class Upkeep:
     def start(self) -> None:
         """Begin; the neighbourhood has just been looked up."""
         self._exploration.looked_up_at = self._node.simulation.now
-        self._pause_exploring()
+        self._fill()
         self._pause_chores()
 
     def explore(self) -> None:
@@ -74,4 +74,12 @@ class Upkeep:
         node, sim = self._node, self._node.simulation
         if node.alive:
             self._exploration.looked_up_at = sim.now
-            node.find_nodes(node.contact.node_id, sim.config.k, lambda _: self._pause_exploring())
+            node.find_nodes(node.contact.node_id, sim.config.k, lambda _: self._fill())
+
+    def _fill(self) -> None:
+        node, sim = self._node, self._node.simulation
+        target = node.table.to_fill(sim.rng)
+        if target is None:
+            self._pause_exploring()
+        elif node.alive:
+            node.find_nodes(target, sim.config.k // 2, lambda _: self._fill())

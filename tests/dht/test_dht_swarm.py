@@ -1,6 +1,7 @@
 """Whole nodes over the in-memory network, under a virtual clock."""
 
 import logging
+from collections import Counter
 
 import attrs
 import pytest
@@ -9,6 +10,7 @@ from swarms import EPOCH, Attacker, Swarm, closest_nodes, identity, key
 
 from llamanet.dht import requests
 from llamanet.dht.bootstrap import JOINED_RETRY_S
+from llamanet.dht.distance import common_prefix_bits, number_of
 from llamanet.dht.handlers import Handlers
 from llamanet.dht.overlay import Overlay
 from llamanet.dht.service import DhtConfig, serve_dht
@@ -258,6 +260,32 @@ async def test_what_our_own_system_would_not_send_is_not_blamed_on_peers(autojum
     assert health.unsent > 20
     with trio.fail_after(1):
         assert len(await node.find_nodes(key("x"))) == 5
+
+
+async def test_a_late_reply_still_counts_while_its_lookup_goes_on(autojump_clock, nursery, monkeypatch):
+    swarm = Swarm(nursery)
+    delays = {}
+
+    def send(datagram, source, target):
+        if target in swarm.network._transports:
+            at = trio.current_time() + delays.get(source, 0.01)
+            swarm.network._transports[target].arrive(at, datagram, source)
+
+    monkeypatch.setattr(swarm.network, "send", send)
+    reader = await swarm.start(0)
+    late = await swarm.start(1, bootstrap=[reader])
+    far = await swarm.start(2, bootstrap=[reader], address=Address("10.1.0.2", 8001))
+    delays[swarm.addresses[far]] = 0.8
+    await trio.sleep(300)
+    assert ids(reader.contacts()) == everybody_but(reader, [late, far])
+    assert 0.8 < reader._overlay.requests.round_trips.rto(far.identity.public_key) < 2
+    delays[swarm.addresses[late]] = 0.5
+    overdue = reader.health().overdue
+    start = trio.current_time()
+    assert set(await reader.find_nodes(key("x"))) == {contact_of(swarm, late), contact_of(swarm, far)}
+    assert reader.health().overdue == overdue + 1
+    assert trio.current_time() - start < 1.5
+    assert reader.health().failing_contacts == 0
 
 
 async def test_contacts_of_the_last_run_are_asked_again_after_all_were_lost(autojump_clock, nursery, tmp_path):
@@ -745,6 +773,17 @@ async def test_a_read_by_disjoint_paths_is_not_cut_short_by_one_of_them(autojump
     several = await reader.get(key("hot"), limit=2, disjoint_paths=3)
     assert len(several) > 2
     assert one < reader.health().requests_sent - before - one
+
+
+async def test_whoever_has_joined_knows_somebody_everywhere(autojump_clock, nursery):
+    """A key in a part of the id space where a node knows nobody would be stored, and sought, in the wrong places."""
+    nodes = await Swarm(nursery).start_many(60, k=8, liveness_interval=3600.0)
+    for node in nodes:
+        others = [other.identity.node_id for other in nodes if other is not node]
+        sizes = node.health().bucket_sizes
+        shared = Counter(min(common_prefix_bits(number_of(node.identity.node_id), number_of(o)), 63) for o in others)
+        for bits, size in enumerate(sizes[:-1]):
+            assert size >= min(1, shared[bits])
 
 
 # --- health -----------------------------------------------------------------------------------------------------------

@@ -254,6 +254,20 @@ def test_buckets_are_refreshed_when_nothing_was_looked_up_in_them():
     assert common_prefix_bits(0, number_of(again)) == 1
 
 
+def test_a_bucket_that_was_never_looked_up_is_filled_while_it_is_less_than_half_full():
+    table = RoutingTable(OWN, k=K)
+    assert table.to_fill(seeded(1)) is None
+    for bits, count in ((0, 2), (1, 1), (2, 1), (3, 4)):
+        for peer in in_bucket(bits, count):
+            table.answered(peer, 0.0)
+    assert table.bucket_sizes[:3] == (2, 1, 1)
+    for bits in (1, 2):
+        target = table.to_fill(seeded(1))
+        assert common_prefix_bits(0, number_of(target)) == bits
+        table.looked_up(target, 1.0)
+    assert table.to_fill(seeded(1)) is None
+
+
 @pytest.mark.parametrize("answered_first", [True, False])
 def test_who_asks_is_worth_a_ping_only_if_there_is_a_place(answered_first):
     table = RoutingTable(OWN, k=K)
