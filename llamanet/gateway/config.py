@@ -3,13 +3,33 @@
 Each field is one setting of the command line: field `http_port` is flag `--http-port` and variable `HTTP_PORT`.
 """
 
+import ipaddress
+import re
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from llamanet.client.strategy import STRATEGIES
 from llamanet.errors import UserError
-from llamanet.settings import LOG_FORMATS, LOG_LEVELS, host_name, number, one_of, setting_name, whole
+from llamanet.settings import LOG_FORMATS, LOG_LEVELS, host_name, number, one_of, refusal, setting_name, whole
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|[a-z][a-z0-9+.-]*://\[[0-9a-f:.]+\](:[0-9]+)?")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _origins(_: Any, attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
+    for origin in value:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise refusal(attribute, origin, "a scheme and a host, such as https://chat.example.org, or *")
 
 
 @attrs.frozen(kw_only=True)
@@ -38,6 +58,14 @@ class GatewayConfig:
     """Requests running and waiting for each slot, above which no node will do."""
     strategy: str = attrs.field(default=STRATEGIES[0], validator=one_of(*STRATEGIES))
     """How a request's node is chosen."""
+    api_key_file: Path | None = None
+    """API keys, one a line, with labels and limits (`gateway/keys.py`); read again when it changes."""
+    no_auth: bool = False
+    """Let everybody ask who reaches the port: without keys, from any host name, on any address."""
+    cors_origin: tuple[str, ...] = attrs.field(default=(), validator=_origins)
+    """Origins (`https://chat.example.org`) whose pages may ask; `*`: all."""
+    open_metrics: bool = False
+    """Serve `/metrics` without a key."""
     log_level: str = attrs.field(default="info", validator=one_of(*LOG_LEVELS))
     log_format: str = attrs.field(default="text", validator=one_of(*LOG_FORMATS))
 
@@ -46,3 +74,11 @@ class GatewayConfig:
         if (self.http_tls_cert is None) != (self.http_tls_key is None):
             names = setting_name("http_tls_cert"), setting_name("http_tls_key")
             raise UserError(f"{names[0]} and {names[1]} are given together, or not at all")
+        keys, no_auth = setting_name("api_key_file"), setting_name("no_auth")
+        if self.api_key_file is not None and self.no_auth:
+            raise UserError(f"give {keys} or {no_auth}, not both")
+        if self.api_key_file is None and not self.no_auth and not is_loopback(self.http_host):
+            raise UserError(
+                f"{setting_name('http_host')} {self.http_host} lets others ask: give {keys}, or say {no_auth} to let "
+                "everybody"
+            )

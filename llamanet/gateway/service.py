@@ -26,6 +26,7 @@ from llamanet.errors import UserError, ungrouped
 from llamanet.gateway.app import SERVICES, build_app
 from llamanet.gateway.config import GatewayConfig
 from llamanet.gateway.gateway import Asked, Gateway
+from llamanet.gateway.limits import MAX_HEADER_BYTES
 from llamanet.node.service import bind, resolve_host
 from llamanet.settings import setting_name
 from llamanet.swarm import Swarm
@@ -83,6 +84,7 @@ async def _serve(app: ASGIApp, listener: trio.SocketListener, tls: ssl.SSLContex
     config = Config()
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.include_server_header = False
+    config.h11_max_incomplete_size = config.h2_max_header_list_size = MAX_HEADER_BYTES
     worker = WorkerContext(None)
     live: set[trio.SocketStream] = set()
 
