@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import attrs
+import trio
 
 from llamanet.client.client import SwarmClient
 from llamanet.gateway.config import GatewayConfig
@@ -26,6 +27,8 @@ class Gateway:
     engines: Callable[[], tuple[ModelStatus, ...]] = tuple
     """The models that this very process serves, for `/metrics`."""
     events: Events = attrs.field(factory=Events)
+    draining: trio.Event = attrs.field(factory=trio.Event)
+    """Set once the gateway was told to stop: what has no end of its own ends then."""
     keys: Keys | None = attrs.field(init=False)
     """None: none is needed."""
     metrics: Metrics = attrs.field(init=False)
