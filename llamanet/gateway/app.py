@@ -4,16 +4,17 @@ from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from llamanet.errors import LlamaNetError
-from llamanet.gateway import health, metrics, models
+from llamanet.gateway import chat, completions, embeddings, health, live, metrics, models, page
 from llamanet.gateway.access import Access, allow_origins, follow_key_file
 from llamanet.gateway.access_log import log_access
 from llamanet.gateway.exchange import Exchanges
 from llamanet.gateway.gateway import Gateway
 from llamanet.gateway.limits import BodyLimits
-from llamanet.gateway.responses import http_error, llamanet_error, unexpected_error
+from llamanet.gateway.responses import http_error, llamanet_error, reader_left, unexpected_error
 
 LAYERS: list[Callable[[ASGIApp, Gateway], ASGIApp]] = [
     lambda app, gateway: Exchanges(app, gateway.events, [log_access, gateway.metrics.ended]),
@@ -29,10 +30,20 @@ SERVICES: list[Callable[[Gateway], Awaitable[None]]] = [follow_key_file]
 def build_app(gateway: Gateway) -> ASGIApp:
     """The whole application."""
     starlette = Starlette(
-        routes=[*models.routes, *health.routes(gateway), *metrics.routes(gateway.metrics)],
+        routes=[
+            *models.routes,
+            *chat.routes,
+            *completions.routes,
+            *embeddings.routes,
+            *health.routes(gateway),
+            *metrics.routes(gateway.metrics),
+            *live.routes(gateway),
+            *page.routes(),
+        ],
         exception_handlers={
             LlamaNetError: llamanet_error,
             HTTPException: http_error,
+            ClientDisconnect: reader_left,
             Exception: unexpected_error,
         },
     )

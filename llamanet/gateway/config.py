@@ -14,7 +14,6 @@ from llamanet.client.strategy import STRATEGIES
 from llamanet.errors import UserError
 from llamanet.settings import LOG_FORMATS, LOG_LEVELS, host_name, number, one_of, refusal, setting_name, whole
 
-
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|[a-z][a-z0-9+.-]*://\[[0-9a-f:.]+\](:[0-9]+)?")
 
 
@@ -46,6 +45,10 @@ class GatewayConfig:
     """Its private key."""
     bootstrap_nodes: tuple[str, ...] = ()
     """`host:port` of nodes to join through."""
+    join: str | None = None
+    """An invitation, instead of or beside `bootstrap_nodes`."""
+    swarm_name: str | None = None
+    """Of another swarm than the public one."""
     dht_port: int = attrs.field(default=0, validator=whole(0, 65_535))
     """UDP; 0: any free one."""
     swarm_key_file: Path | None = None

@@ -13,6 +13,8 @@ import attrs
 from llamanet.errors import LlamaNetError, NoNodeServes, NotJoined, RequestRefused, SwarmBusy
 
 INVALID_REQUEST = "invalid_request_error"
+READER_LEFT = 499
+"""The status of a request whose reader went away; nginx's number, for HTTP has none."""
 UNAVAILABLE_RETRY_S = 5
 """When somebody whom no node could answer may come back."""
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llamanet.errors import LlamaNetError
-from llamanet.gateway.openai import INVALID_REQUEST, ApiError, api_error, to_json
+from llamanet.gateway.openai import INVALID_REQUEST, READER_LEFT, ApiError, api_error, to_json
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -38,6 +38,11 @@ async def http_error(request: Request, error: Exception) -> Response:
     else:
         answer = ApiError(error.status_code, error.detail)
     return json_response(answer.body(), answer.status, error.headers)
+
+
+async def reader_left(request: Request, error: Exception) -> Response:
+    """Starlette's handler of a reader who left before the request was whole; nobody reads this."""
+    return error_response(ApiError(READER_LEFT, "The reader went away"))
 
 
 async def unexpected_error(request: Request, error: Exception) -> Response:

@@ -48,7 +48,7 @@ class Server:
 
     gateway: Gateway
     url: str
-    stop: trio.Event = attrs.field(factory=trio.Event)
+    stop: trio.Event
     """Set it to drain."""
 
 
@@ -68,7 +68,7 @@ async def serve_gateway(
         sock.listen(BACKLOG)
         host, port = sock.getsockname()[:2]
         gateway = Gateway(swarm=swarm, config=config)
-        server = Server(gateway, f"{'https' if context else 'http'}://{Address(host, port)}")
+        server = Server(gateway, f"{'https' if context else 'http'}://{Address(host, port)}", gateway.draining)
         app = build_app(gateway)
         async with trio.open_nursery() as nursery:
             for service in SERVICES:
@@ -84,6 +84,7 @@ async def _serve(app: ASGIApp, listener: trio.SocketListener, tls: ssl.SSLContex
     config = Config()
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.include_server_header = False
+    config.errorlog = log
     config.h11_max_incomplete_size = config.h2_max_header_list_size = MAX_HEADER_BYTES
     worker = WorkerContext(None)
     live: set[trio.SocketStream] = set()
@@ -130,6 +131,8 @@ async def run_gateway(config: GatewayConfig) -> None:
         async with (
             Swarm(
                 config.bootstrap_nodes,
+                join=config.join,
+                swarm_name=config.swarm_name,
                 dht_port=config.dht_port,
                 swarm_key_file=config.swarm_key_file,
                 min_tps=config.min_tps,
