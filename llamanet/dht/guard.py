@@ -85,21 +85,14 @@ class Allowance:
         self.left = min(self.burst, self.left + amount)
 
 
-class Guard:
-    """What each address, each public subnet, and all strangers together may cost us. `now` is in seconds."""
+class _Sources:
+    """How many datagrams each address and each public subnet may send."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self) -> None:
         self._hosts: dict[str, Allowance] = {}
         self._subnets: dict[bytes, Allowance] = {}
-        self._introducing: dict[bytes | str, Allowance] = {}
-        self._introductions = Allowance(INTRODUCTION_RATE, INTRODUCTION_BURST, now)
-        self._sending = Allowance(SEND_RATE, SEND_BURST, now)
-        self._verifying = Allowance(VERIFY_RATE, VERIFY_BURST, now)
 
     def admit(self, host: str, now: float) -> bool:
-        """Whether one more datagram from `host` is looked into; it is counted if so."""
-        if _is_own_machine(host):
-            return True
         allowance = _allowance_of(self._hosts, host, HOST_RATE, HOST_BURST, MAX_HOSTS, now)
         if not allowance.take(now):
             return False
@@ -107,6 +100,35 @@ class Guard:
         if subnet is None:
             return True
         return _allowance_of(self._subnets, subnet, SUBNET_RATE, SUBNET_BURST, MAX_SUBNETS, now).take(now)
+
+    def expect(self, host: str) -> None:
+        allowance = self._hosts.get(host)
+        if allowance is None:
+            return
+        allowance.give()
+        subnet = subnet_of(host)
+        if subnet in self._subnets:
+            self._subnets[subnet].give()
+
+
+class Guard:
+    """What each address, each public subnet, and all strangers together may cost us. `now` is in seconds."""
+
+    def __init__(self, now: float) -> None:
+        self._strangers = _Sources()
+        self._known = _Sources()
+        self._introducing: dict[bytes | str, Allowance] = {}
+        self._introductions = Allowance(INTRODUCTION_RATE, INTRODUCTION_BURST, now)
+        self._sending = Allowance(SEND_RATE, SEND_BURST, now)
+        self._verifying = Allowance(VERIFY_RATE, VERIFY_BURST, now)
+
+    def admit(self, host: str, now: float, *, known: bool = False) -> bool:
+        """Whether one more datagram from `host` is looked into; it is counted if so.
+
+        `known` is one whose box a contact in our table closed. Those are counted apart, for whoever forges `host` in
+        datagrams of its own must not use up what the contact has there.
+        """
+        return _is_own_machine(host) or (self._known if known else self._strangers).admit(host, now)
 
     def admit_introduction(self, host: str, now: float) -> bool:
         """Whether one more introduction, which any source can be forged in, is answered."""
@@ -118,13 +140,8 @@ class Guard:
 
     def expect(self, host: str) -> None:
         """We ask something there: what answers it is not held against `host`."""
-        allowance = self._hosts.get(host)
-        if allowance is None:
-            return
-        allowance.give()
-        subnet = subnet_of(host)
-        if subnet in self._subnets:
-            self._subnets[subnet].give()
+        self._known.expect(host)
+        self._strangers.expect(host)
 
     def allow_answer(self, host: str, size: int, now: float, *, verifies: bool, known: bool) -> bool:
         """Whether all answers together leave room for one of `size` bytes, and for the signature that it verifies.

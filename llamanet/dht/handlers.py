@@ -16,7 +16,7 @@ import attrs
 from llamanet.dht.distance import distance, source_prefix, usable
 from llamanet.dht.guard import WriteTokens
 from llamanet.dht.routing import RoutingTable
-from llamanet.dht.storage import SAMPLED_OUT, Kept, RecordStore, is_storable
+from llamanet.dht.storage import Kept, RecordStore, Refusal, is_storable
 from llamanet.errors import BadMessage
 from llamanet.wire.codec import to_array
 from llamanet.wire.envelope import Network
@@ -169,24 +169,24 @@ class Handlers:
         record = decode_record_untrusted(request.record)
         key, source = record.key, source_prefix(asker.address)
 
-        def refused(reason: str, newer: bytes | None = None) -> Refused:
+        def refused(reason: Refusal, newer: bytes | None = None) -> Refused:
             return Refused(
                 transaction=request.transaction,
                 observed=asker.address,
-                reason=reason,
+                reason=reason.value,
                 newer=newer,
                 publishers=self.store.publishers_of(key),
             )
 
         if not self.tokens.check(request.token, asker.address, key, now):
-            return refused("token")
+            return refused(Refusal.TOKEN)
         if not request.cache and self._is_far(key):
-            return refused("far")
+            return refused(Refusal.FAR)
         if not is_storable(record, wall_now):
-            return refused("time")
+            return refused(Refusal.TIME)
         store = self.cache if request.cache else self.store
         if not store.admits(key, record.publisher, source, wall_now):
-            return refused(SAMPLED_OUT)
+            return refused(Refusal.SAMPLED_OUT)
         if not is_signed(record, self.network):
             raise BadMessage("the record's signature is not its publisher's")
         until = wall_now + self._cache_lifetime(key) if request.cache else None

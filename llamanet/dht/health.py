@@ -5,22 +5,6 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-from llamanet.dht.storage import SAMPLED_OUT
-
-OTHER_REFUSAL = "other"
-REFUSALS = (
-    "token",
-    "far",
-    "time",
-    SAMPLED_OUT,
-    "a newer record is stored",
-    "another record with this sequence number is stored",
-    "too many keys of this publisher",
-    "the store is full",
-    OTHER_REFUSAL,
-)
-"""Why peers refuse to store, as they word it; whatever else they say is counted as the last."""
-
 
 @attrs.frozen(kw_only=True)
 class Health:
@@ -60,7 +44,7 @@ class Health:
     drops: Mapping[str, int]
     """Datagrams that were dropped, by reason (`guard.DROP_REASONS`)."""
     refused: Mapping[str, int]
-    """Records of ours that peers refused to store, by reason (`REFUSALS`)."""
+    """Records of ours that peers refused to store, by reason (the values of `storage.Refusal`)."""
 
 
 def percentiles(values: Iterable[float]) -> dict[int, float]:

@@ -1,8 +1,8 @@
 """Our place in the overlay: whom we know, who knows us, and every datagram in and out.
 
 The order of checks is from cheap to dear: header, rate, box, form, transaction, meaning. What fails one is counted and
-dropped, never answered, and never logged one by one. A contact's rate is charged after its box was opened, so that
-nobody uses it up by forging the contact's address.
+dropped, never answered, and never logged one by one. A contact's rate is its own, and charged after its box was opened,
+so that nobody uses it up by forging the contact's address.
 
 Events: `wait_contacts_changed` wakes when a contact enters the table, `wait_lost` when the last one left.
 """
@@ -274,7 +274,7 @@ class Overlay:
         introduction = self._envelope.is_introduction(datagram)
         # Whoever introduces itself only claims its key, so it does not speak for an address that we know.
         proved = known and not introduction
-        if (proved and not self._guard.admit(source.host, now)) or (
+        if (proved and not self._guard.admit(source.host, now, known=True)) or (
             introduction and not self._guard.admit_introduction(source.host, now)
         ):
             self.drops.count("rate")

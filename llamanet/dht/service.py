@@ -16,12 +16,12 @@ from llamanet.dht.bootstrap import keep_in_touch, load_contacts, parse_peer, ret
 from llamanet.dht.config import DhtConfig
 from llamanet.dht.distance import distance, usable
 from llamanet.dht.handlers import LiveState
-from llamanet.dht.health import OTHER_REFUSAL, REFUSALS, Health, percentiles
+from llamanet.dht.health import Health, percentiles
 from llamanet.dht.overlay import Overlay
 from llamanet.dht.requests import Outcomes, new_transaction
 from llamanet.dht.search import RecordVerifier, read
 from llamanet.dht.shards import Crowd
-from llamanet.dht.storage import Kept, RecordStore
+from llamanet.dht.storage import Kept, RecordStore, Refusal
 from llamanet.dht.transport import Transport, UdpTransport
 from llamanet.dht.upkeep import explore, keep_fresh, save_good_contacts, watch_address
 from llamanet.errors import BadMessage, RpcTimeout
@@ -48,7 +48,7 @@ class Published:
     """The record that was published, how many nodes keep it (ourselves included), and how many were asked to.
 
     `publishers` is about how many publishers its key has, `elsewhere` how many other nodes keep the record, and
-    `refusals` why some would not (`health.REFUSALS`).
+    `refusals` why some would not (values of `storage.Refusal`).
     """
 
     record: Record
@@ -72,7 +72,7 @@ class Dht:
         self._live_state = live_state
         self._verifier = RecordVerifier(self.network)
         self._sequence = 0
-        self._refused = dict.fromkeys(REFUSALS, 0)
+        self._refused = dict.fromkeys((refusal.value for refusal in Refusal), 0)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -308,7 +308,7 @@ class Dht:
                 if isinstance(outcome.reply, Stored):
                     stored += 1
                 elif isinstance(outcome.reply, Refused):
-                    reason = outcome.reply.reason if outcome.reply.reason in self._refused else OTHER_REFUSAL
+                    reason = outcome.reply.reason if outcome.reply.reason in self._refused else Refusal.OTHER.value
                     self._refused[reason] += 1
                     refusals.add(reason)
                     newest = max(newest, self._own_sequence_untrusted(outcome.reply.newer, record.key))

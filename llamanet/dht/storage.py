@@ -10,6 +10,7 @@ Rules:
 - Reads page through a key's publishers in the order of their ids, from a random place or from a cursor.
 """
 
+import enum
 import heapq
 import os
 from random import Random
@@ -25,10 +26,24 @@ MAX_BYTES = 64 * 2**20
 MAX_PUBLISHERS_PER_KEY = 500
 MAX_KEYS = 4096
 MAX_KEYS_PER_PUBLISHER = 32
-SAMPLED_OUT = "sample"
-"""Why a record is refused whose publisher is not in the sample that is kept of its key."""
 
-__all__ = ["Kept", "Page", "RecordStore", "Rejected", "is_storable", "kept_until"]
+__all__ = ["Kept", "Page", "RecordStore", "Refusal", "Rejected", "is_storable", "kept_until"]
+
+
+class Refusal(str, enum.Enum):
+    """Why a record is not stored: `Refused.reason` as it travels, and the names under which refusals are counted."""
+
+    TOKEN = "token"
+    FAR = "far"
+    TIME = "time"
+    SAMPLED_OUT = "sample"
+    """Its publisher is not in the sample that is kept of its key."""
+    NEWER = "a newer record is stored"
+    ANOTHER = "another record with this sequence number is stored"
+    KEYS = "too many keys of this publisher"
+    FULL = "the store is full"
+    OTHER = "other"
+    """Whatever else a peer says; we never say it."""
 
 
 @attrs.frozen
@@ -40,7 +55,7 @@ class Kept:
 class Rejected:
     """The record is not stored; `newer` is the record that outranks it, encoded."""
 
-    reason: str
+    reason: Refusal
     newer: bytes | None = None
 
 
@@ -107,11 +122,9 @@ class RecordStore:
         old = self._slot(key, publisher)
         if old is not None:
             if old.record.sequence > record.sequence:
-                return Rejected("a newer record is stored", newer=old.encoded)
+                return Rejected(Refusal.NEWER, newer=old.encoded)
             if old.record.sequence == record.sequence:
-                return (
-                    Kept() if old.record == record else Rejected("another record with this sequence number is stored")
-                )
+                return Kept() if old.record == record else Rejected(Refusal.ANOTHER)
             self._drop(key, publisher)
         rejected = self._make_room(key, publisher, len(encoded), source, now)
         if rejected is not None:
@@ -123,7 +136,7 @@ class RecordStore:
         publishers = self._add(slot)
         for leaving in publishers.surplus(now):
             self._drop(key, leaving)
-        return Kept() if publishers.get(publisher) is slot else Rejected(SAMPLED_OUT)
+        return Kept() if publishers.get(publisher) is slot else Rejected(Refusal.SAMPLED_OUT)
 
     def page(self, key: bytes, cursor: int | None, *, room: int, most: int, now: float, rng: Random) -> Page:
         """At most `most` records of `key` that fit `room` bytes, from `cursor` on, or from a random place."""
@@ -207,12 +220,12 @@ class RecordStore:
 
     def _make_room(self, key: bytes, publisher: NodeId, size: int, source: bytes, now: float) -> Rejected | None:
         if len(self._keys_of.get(publisher, ())) >= self._max_keys_per_publisher:
-            return Rejected("too many keys of this publisher")
+            return Rejected(Refusal.KEYS)
         if not self.admits(key, publisher, source, now):
-            return Rejected(SAMPLED_OUT)
+            return Rejected(Refusal.SAMPLED_OUT)
         while self.bytes + size > self._max_bytes or (key not in self._keys and len(self._keys) >= self._max_keys):
             if not self._evict_from_heaviest(source):
-                return Rejected("the store is full")
+                return Rejected(Refusal.FULL)
         return None
 
     def _evict_from_heaviest(self, source: bytes) -> bool:

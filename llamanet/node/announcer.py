@@ -23,6 +23,7 @@ import trio
 
 from llamanet.dht.service import Dht
 from llamanet.dht.shards import shard_names
+from llamanet.dht.storage import Refusal
 from llamanet.wire.facts import (
     ALL_NODES,
     NodeFacts,
@@ -51,9 +52,9 @@ SMALL_SWARM = 16
 """With so many contacts or fewer, a newcomer may be one of the nodes that should keep our records."""
 WITHDRAW_S = 2.0
 REMEDIES = {
-    "time": "this machine's clock is probably off by more than a minute: set it, best by NTP",
-    "too many keys of this publisher": "serve fewer models from one node",
-    "the store is full": "start more nodes, or publish fewer keys",
+    Refusal.TIME.value: "this machine's clock is probably off by more than a minute: set it, best by NTP",
+    Refusal.KEYS.value: "serve fewer models from one node",
+    Refusal.FULL.value: "start more nodes, or publish fewer keys",
 }
 """What to do where all peers refuse a record, by why they do. Other refusals, as of a sample, are in good order."""
 
@@ -130,6 +131,8 @@ class Announcer:
 
     async def withdraw(self) -> None:
         """Take back everything, as far as that goes within `WITHDRAW_S`."""
+        self._told = None
+        self._settled = trio.Event()
         with trio.move_on_after(WITHDRAW_S):
             await self._withdraw(list(self._held))
 

@@ -14,7 +14,19 @@ from llamanet.dht.search import MAX_UNANSWERED_OF_A_SUBNET
 from llamanet.testing.network import MemoryNetwork
 from llamanet.wire.envelope import Network
 from llamanet.wire.record import MAX_RECORD_BYTES, encode_record, is_signed, sign_record
-from llamanet.wire.rpc import Address, Contact, FindNode, FindValue, Pong, Refused, Store, Values, decode_rpc_untrusted
+from llamanet.wire.rpc import (
+    Address,
+    Contact,
+    FindNode,
+    FindValue,
+    Ping,
+    Pong,
+    Refused,
+    Store,
+    Values,
+    decode_rpc_untrusted,
+    encode_rpc,
+)
 
 FLOOD_S = 10
 HONEST_RATE = 20
@@ -342,3 +354,23 @@ async def test_a_liar_points_few_requests_at_an_address_that_never_asked_for_the
     assert len(pointed) <= UNANSWERED_BURST + UNANSWERED_RATE * elapsed + MAX_UNANSWERED_OF_A_SUBNET
     assert 2 * len(pointed) < 39 * MAX_UNANSWERED_OF_A_SUBNET, "the lookups alone would have allowed more"
     assert ids_of(asker.contacts()) == {node.identity.node_id for node in nodes if node is not asker}, "and nobody paid"
+
+
+async def test_whoever_forges_the_address_of_a_contact_does_not_silence_it(autojump_clock, nursery):
+    """Neither by boxes of keys that we do not know, nor by introductions in the contact's own name."""
+    swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.005, 0.01)))
+    nodes = await swarm.start_many(6)
+    victim, honest = nodes[2], nodes[4]
+    attacker = Attacker(swarm)
+    boxed = attacker.seal(victim, FindNode(transaction=bytes(8), client=True, target=key("x")), pad_to=320)
+    ping = encode_rpc(Ping(transaction=bytes(8), client=True))
+    introduction = honest._overlay._envelope.seal_introduction(ping)
+    places = [swarm.addresses[honest], Address(swarm.addresses[honest].host, 9)]
+    async with trio.open_nursery() as inner:
+        inner.start_soon(flood, swarm, victim, boxed, places, 2000)
+        inner.start_soon(flood, swarm, victim, introduction, places, 2000)
+        await trio.sleep(5)
+        times = await ping_victim(honest, victim, swarm.addresses[victim])
+        inner.cancel_scope.cancel()
+    assert victim.health().drops["rate"] > 10_000
+    assert max(times) <= 0.02

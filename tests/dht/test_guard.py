@@ -58,7 +58,7 @@ def test_who_was_quiet_takes_no_place():
     for number, host in enumerate(hosts):
         assert guard.admit(host, 0.001 * number)
     # Full again at once, but for the one that used up its burst: it has its rate, and no new burst.
-    assert len(guard._hosts) < 10
+    assert len(guard._strangers._hosts) < 10
     assert admitted(guard, ["8.8.8.8"] * 10_000, now=2.0) == 2 * HOST_RATE
 
 
@@ -80,8 +80,8 @@ def test_any_number_of_addresses_needs_no_more_memory():
     guard = Guard(0.0)
     for a, b, c in itertools.product(range(60), range(60), range(2)):
         guard.admit(f"9.{a}.{b}.{c}", 0.0)
-    assert len(guard._hosts) == MAX_HOSTS
-    assert len(guard._subnets) == MAX_SUBNETS
+    assert len(guard._strangers._hosts) == MAX_HOSTS
+    assert len(guard._strangers._subnets) == MAX_SUBNETS
 
 
 def test_introductions_are_limited_in_all():

@@ -1,9 +1,12 @@
+import re
+from pathlib import Path
+
 import attrs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from swarms import seeded, unsigned_record
 
-from llamanet.dht.storage import Kept, Page, RecordStore, Rejected, is_storable, kept_until
+from llamanet.dht.storage import Kept, Page, RecordStore, Refusal, Rejected, is_storable, kept_until
 from llamanet.wire.record import MAX_LIFETIME_S, MAX_SKEW_S, encode_record
 
 A, B, C = b"aaa", b"bbb", b"ccc"
@@ -226,3 +229,10 @@ def test_a_refused_update_leaves_the_old_record():
     assert (store.bytes, len(store)) == (held, 4)
     store.expire(old.expires_at)
     assert (store.bytes, len(store)) == (0, 0)
+
+
+def test_the_refusals_that_readers_of_the_protocol_know_are_those_that_are_sent():
+    text = (Path(__file__).parents[2] / "docs/protocol.md").read_text()
+    section = text.split("### Refusals of STORE")[1].split("|---|---|")[1].split("###")[0]
+    told = set(re.findall(r"^\| `([a-z ]+)` \| [^|`]", section, re.MULTILINE))
+    assert told == {refusal.value for refusal in Refusal} - {Refusal.OTHER}

@@ -8,7 +8,7 @@ import trio.testing
 
 from llamanet.dht import shards as shards_module
 from llamanet.dht.service import OWN_SOURCE, DhtConfig, serve_dht
-from llamanet.dht.storage import RecordStore, Rejected
+from llamanet.dht.storage import RecordStore, Refusal, Rejected
 from llamanet.node import announcer as announcer_module
 from llamanet.node.announcer import Announcement, Announcer, local_hosts
 from llamanet.testing.network import MemoryNetwork
@@ -146,7 +146,7 @@ async def test_keys_beyond_what_peers_keep_of_one_node_are_said_once(
     autojump_clock, nursery, swarm, caplog, monkeypatch
 ):
     caplog.set_level(logging.INFO)
-    refusal = "too many keys of this publisher"
+    refusal = Refusal.KEYS
     put = RecordStore.put
 
     def cramped(self, record, encoded, source, now, **options):
