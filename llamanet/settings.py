@@ -84,3 +84,8 @@ def host_name(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
     """An IP address or a host name."""
     if not is_host(value):
         raise refusal(attribute, value, "an IP address or a host name")
+
+
+def default_control_path(data_dir: Path, dht_port: int) -> Path:
+    """The control socket of the node on `dht_port`."""
+    return data_dir / f"node-{dht_port}.sock"

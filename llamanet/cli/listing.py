@@ -42,7 +42,12 @@ def print_views(
     run_until_signalled(fetch)
     if as_json:
         click.echo(json.dumps([attrs.asdict(view) for view in views], indent=2, ensure_ascii=False))
-        return
+    else:
+        print_table(columns, views)
+
+
+def print_table(columns: Mapping[str, Callable[[Any], str]], views: Sequence[Any]) -> None:
+    """Print a row for each of `views`; `columns` say what each column tells of one."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,21 +1,32 @@
-"""`llamanet models`: what the swarm serves."""
+"""`llamanet models`: what the swarm serves, or what was pulled to this machine."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import click
 
-from llamanet.cli.listing import as_json_option, print_views
+from llamanet.cli.listing import as_json_option, print_table, print_views
 from llamanet.cli.logs import set_up_logging
-from llamanet.cli.options import log_settings, swarm_settings
+from llamanet.cli.options import log_settings, setting, swarm_settings
 
 
 @click.command("models")
 @swarm_settings
 @as_json_option
 @log_settings("error")
-def command(as_json: bool, log_level: str, log_format: str, **membership: Any) -> None:
+@click.option("--local", is_flag=True, help="Show the models that were pulled to this machine, and ask no swarm.")
+@setting(
+    "data_dir", type=click.Path(path_type=Path), metavar="DIR", help="Where SHA-256 of model files are remembered."
+)
+def command(
+    as_json: bool, log_level: str, log_format: str, local: bool, data_dir: Path | None, **membership: Any
+) -> None:
     """Show the models that the swarm serves."""
     set_up_logging(log_level, log_format)
+    if local:
+        _print_local(data_dir, as_json=as_json)
+        return
     print_views(
         lambda swarm: swarm.models(),
         {
@@ -28,4 +39,40 @@ def command(as_json: bool, log_level: str, log_format: str, **membership: Any) -
         },
         membership=membership,
         as_json=as_json,
+    )
+
+
+def _print_local(data_dir: Path | None, *, as_json: bool) -> None:
+    from llamanet.models.digest import known_digest
+    from llamanet.models.library import local_models
+    from llamanet.models.progress import size_text
+    from llamanet.settings import default_data_dir
+
+    digests = (data_dir or default_data_dir()) / "digests.json"
+    rows = []
+    for model in local_models():
+        digest = known_digest(model.files, digests)
+        rows.append(
+            {
+                "name": model.name,
+                "repo": model.repo,
+                "quant": model.quant,
+                "bytes": model.size,
+                "digest": digest.hex() if digest else None,
+                "files": [str(file) for file in model.files],
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    print_table(
+        {
+            "model": lambda row: row["name"],
+            "size": lambda row: size_text(row["bytes"]),
+            "quant": lambda row: row["quant"] or "-",
+            "from": lambda row: f"hf:{row['repo']}",
+            "sha-256": lambda row: (row["digest"] or "-")[:12],
+            "file": lambda row: row["files"][0],
+        },
+        rows,
     )

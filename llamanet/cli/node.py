@@ -15,8 +15,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 defaults = {field.name: field.default for field in attrs.fields(NodeConfig)}
 
 
-class ModelFile(click.Path):
-    """A path of which a variable holds several, separated by commas."""
+class ModelSource(click.types.StringParamType):
+    """A text of which a variable holds several, separated by commas."""
 
     envvar_list_splitter = ","
 
@@ -32,12 +32,17 @@ def choice(name: str, allowed: Sequence[str], help: str) -> Callable[[F], F]:
 
 
 @click.command("node")
-@setting(
+@click.option(
+    "--model-path",
+    "--model",
     "model_path",
-    type=ModelFile(path_type=Path),
+    envvar="MODEL_PATH",
+    show_envvar=True,
+    type=ModelSource(),
     multiple=True,
-    metavar="FILE",
-    help="A GGUF model file. Needed; give it again for more models (in the variable, separate them by commas).",
+    metavar="MODEL",
+    help="A GGUF file, hf:owner/repo[:file-or-quant], or the name of a pulled model. Needed; give it again for more "
+    "models (in the variable, separate them by commas).",
 )
 @setting("host", default=defaults["host"], show_default=True, help="The address that both ports are opened on.")
 @number("port", int, "Inference (TCP); 0: any free port.")
@@ -68,6 +73,17 @@ def choice(name: str, allowed: Sequence[str], help: str) -> Callable[[F], F]:
 @setting("data_dir", type=click.Path(path_type=Path), metavar="DIR", help="Where keys and known peers are kept.")
 @log_settings("info")
 @setting("no_tls", is_flag=True, help="Serve plain ws://, for a trusted network or behind a proxy.")
+@setting(
+    "control",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    show_default="in the data directory, if the DHT port is not 0",
+    help="The UNIX socket that `llamanet control` speaks to.",
+)
+@number(
+    "idle_unload", float, "Seconds without a request after which a model is unloaded until the next.", default="never"
+)
+@setting("owner_first", is_flag=True, help="Take no new requests while other programs keep this machine busy.")
 def command(**settings: Any) -> None:
     """Serve models to the swarm.
 
@@ -78,6 +94,8 @@ def command(**settings: Any) -> None:
     # Imported only now, so that --help and a mistaken setting are answered at once.
     import trio
 
+    from llamanet.cli.progress import progress_bars
     from llamanet.node.service import run_node
 
-    trio.run(run_node, config)
+    with progress_bars() as report:
+        trio.run(run_node, config, report)

@@ -99,7 +99,8 @@ class Endpoint:
         self._tls = tls
         self._handshakes: dict[trio.CancelScope, None] = {}
         self._connections: dict[_Connection, None] = {}
-        self._requests = 0
+        self.requests = 0
+        """In flight."""
         self._idle = trio.Event()
         self._idle.set()
 
@@ -110,7 +111,7 @@ class Endpoint:
 
     async def wait_idle(self) -> None:
         """Return when no request is in flight."""
-        while self._requests:
+        while self.requests:
             await self._idle.wait()
 
     async def close(self) -> None:
@@ -239,10 +240,10 @@ class Endpoint:
 
     def count_request(self, change: int) -> None:
         """Called by connections when a request begins (+1) and when its last answer is sent (-1)."""
-        if not self._requests:
+        if not self.requests:
             self._idle = trio.Event()
-        self._requests += change
-        if not self._requests:
+        self.requests += change
+        if not self.requests:
             self._idle.set()
 
 

@@ -259,11 +259,15 @@ class Host:
 
     def hold(self, holder: str) -> None:
         """Take no new requests and withdraw what was announced, until `release` by the same `holder`."""
+        if holder not in self._holds:
+            log.info("The %s wants no new requests: draining", holder)
         self._holds[holder] = None
         self._update()
 
     def release(self, holder: str) -> None:
         """Take requests and announce again, if nobody else holds the host. May be called without `hold`."""
+        if holder in self._holds:
+            log.info("The %s lets go%s", holder, "" if len(self._holds) > 1 else ": taking requests again")
         self._holds.pop(holder, None)
         self._update()
 

@@ -6,6 +6,7 @@
 import contextlib
 import errno
 import logging
+import math
 import signal
 import socket
 
@@ -20,9 +21,12 @@ from llamanet.dht.transport import UdpTransport
 from llamanet.errors import UserError, ungrouped
 from llamanet.models.progress import LogReport, Report
 from llamanet.node.config import NodeConfig
+from llamanet.node.control import Control, control_socket, fits_a_socket, serve_control
+from llamanet.node.engine import Engine
 from llamanet.node.host import Host
 from llamanet.node.loading import check_model, llama_settings, open_model
-from llamanet.settings import default_data_dir, setting_name
+from llamanet.node.owner import LoadMeter, put_owner_first
+from llamanet.settings import default_control_path, default_data_dir, setting_name
 from llamanet.wire.facts import announced_hosts
 from llamanet.wire.identity import Identity
 from llamanet.wire.rpc import Address
@@ -72,7 +76,7 @@ async def _serve_node(
     fixed = config.dht_port != 0
     key_file = data_dir / f"node-{config.dht_port}.key"
     identity = held.enter_context(hold_identity(key_file)) if fixed else Identity.generate()
-    host = Host(identity, label=config.node_id, tls=not config.no_tls)
+    host = Host(identity, label=config.node_id, tls=not config.no_tls, idle_unload=config.idle_unload or math.inf)
     settings = llama_settings(config)
     bind_to = await resolve_host(config.host)
     dht_config = DhtConfig(
@@ -90,9 +94,17 @@ async def _serve_node(
     except UserError as error:
         raise UserError(f"{error} ({setting_name('dht_port')})") from error
     held.callback(transport.close)
+    default_control = default_control_path(data_dir, config.dht_port)
+    control_path = config.control or (default_control if fixed and fits_a_socket(default_control) else None)
+    control = held.enter_context(control_socket(control_path)) if control_path else None
     async with trio.open_nursery() as nursery:
+
+        async def load(source: str, report: Report) -> Engine:
+            engine: Engine = await nursery.start(host.serve_model, await open_model(source, settings, data_dir, report))
+            return engine
+
         for source in config.model_path:
-            await nursery.start(host.serve_model, await open_model(source, settings, data_dir, report))
+            await load(str(source), report)
         sock.listen(BACKLOG)
         listener = trio.SocketListener(sock)
         address = Address(*sock.getsockname()[:2])
@@ -113,6 +125,11 @@ async def _serve_node(
             "plain" if config.no_tls else "TLS",
             dht.port,
         )
+        if control is not None:
+            about = {"id": identity.node_id.hex(), "port": address.port, "dht_port": dht.port}
+            nursery.start_soon(serve_control, control, Control(host, load, about))
+        if config.owner_first:
+            nursery.start_soon(put_owner_first, host, LoadMeter())
         task_status.started(Node(host, dht, address.port))
         await host.serve(
             dht, [listener], address, announce=config.announce, heartbeat_interval=config.heartbeat_interval

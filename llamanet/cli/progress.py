@@ -1,0 +1,57 @@
+"""Progress bars on a terminal's standard error, for what takes more than a second; elsewhere lines of the log."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from llamanet.models.progress import QUIET_S, LogReport, Report
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Report]:
+    """A `Report` that may be called from any thread; at the end what it drew is gone."""
+    if not sys.stderr.isatty():
+        yield LogReport()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    lock = threading.Lock()
+    began: dict[str, float] = {}
+    drawn: dict[str, TaskID] = {}
+    ended = False
+
+    def report(what: str, done: int, whole: int) -> None:
+        with lock:
+            if ended:
+                return
+            started = began.setdefault(what, time.monotonic())
+            if what in drawn:
+                bars.update(drawn[what], completed=done, total=whole)
+            elif done < whole and time.monotonic() - started > QUIET_S:
+                bars.start()
+                drawn[what] = bars.add_task(what, completed=done, total=whole)
+            if done >= whole:
+                del began[what]
+                if what in drawn:
+                    bars.remove_task(drawn.pop(what))
+                if not drawn:
+                    bars.stop()
+
+    try:
+        yield report
+    finally:
+        with lock:
+            ended = True
+            bars.stop()
