@@ -84,6 +84,7 @@ class Access:
                 return
             key, quota = holder
             exchange.key = key.label
+            scope["state"]["caller"] = key.label  # Requests of one key take turns as one when they queue up.
             now = trio.current_time()
             refusal = quota.begin(key.limits, now)
             exchange.headers += quota.headers(key.limits, now)

@@ -75,13 +75,19 @@ class Asking:
             )
 
     async def _choose(self, index: int, take: Take, end: Callable[[int, Stream], Awaitable[None]]) -> None:
-        moves = 0
+        moves, before, gap = 0, 0.0, None
         async with self.gateway.swarm.stream(**self.question.choice(index), caller=self.caller) as stream:
             self.streams[index] = stream
             try:
                 async for chunk in stream:
+                    now = trio.current_time()
                     if self.first is None:
                         self._answered(stream)
+                    if gap is None:
+                        gap = self.gateway.metrics.gap(stream.model)
+                    else:
+                        gap(now - before)
+                    before = now
                     if len(stream.hops) > moves:
                         moves = self._tell_moves(stream, moves)
                     await take(index, stream, chunk)

@@ -17,8 +17,6 @@ from typing import TypeAlias
 import attrs
 import trio
 
-READER_LEFT = 499
-"""The status of a request whose reader went away before its end; nginx's number, for HTTP has none."""
 BUFFERED = 1024
 """Events that a subscriber may be late by."""
 
@@ -67,7 +65,7 @@ class RequestEnded:
     seconds: float
     """Since the start."""
     status: int
-    """As HTTP tells it, or `READER_LEFT`."""
+    """As HTTP tells it, or 499 if the reader went away (`gateway/openai.py`)."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     """Of the prompt's, found in the node's cache."""

@@ -17,7 +17,8 @@ import attrs
 import trio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llamanet.gateway.events import READER_LEFT, Event, Events, RequestAnswered, RequestEnded, RequestMoved
+from llamanet.gateway.events import Event, Events, RequestAnswered, RequestEnded, RequestMoved
+from llamanet.gateway.openai import READER_LEFT
 
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 

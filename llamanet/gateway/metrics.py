@@ -29,7 +29,6 @@ from starlette.routing import Route
 from llamanet._version import __version__
 from llamanet.client.statistics import Statistics
 from llamanet.gateway.events import (
-    READER_LEFT,
     Event,
     RequestAnswered,
     RequestEnded,
@@ -37,6 +36,7 @@ from llamanet.gateway.events import (
     RequestStarted,
 )
 from llamanet.gateway.exchange import Exchange
+from llamanet.gateway.openai import READER_LEFT
 from llamanet.wire.inference import ModelStatus
 
 OTHER = "other"

@@ -3,6 +3,7 @@
 import json
 
 import attrs
+import trio
 
 from llamanet.gateway.app import build_app
 from llamanet.gateway.config import GatewayConfig
@@ -29,7 +30,9 @@ async def ask(app, method, path, body=b"", *, host="127.0.0.1:8080", receive=Non
     sent = []
 
     async def take():
-        return pieces.pop(0) if pieces else {"type": "http.disconnect"}
+        if not pieces:
+            await trio.sleep_forever()
+        return pieces.pop()
 
     async def send(message):
         sent.append(message)
