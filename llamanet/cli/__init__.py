@@ -24,6 +24,8 @@ from llamanet.errors import LlamaNetError, RequestRefused, UserError
 COMMANDS = {
     "node": "Serve models to the swarm.",
     "ask": "Ask the swarm one question.",
+    "chat": "Talk with a model of the swarm.",
+    "gateway": "Serve OpenAI's API and a page in front of the swarm.",
     "nodes": "Show the nodes of the swarm.",
     "models": "Show the models that the swarm serves, or those that were pulled.",
     "pull": "Get a model from the Hugging Face hub.",

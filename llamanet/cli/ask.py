@@ -9,11 +9,12 @@ import click
 from llamanet.cli import Stopped
 from llamanet.cli.logs import set_up_logging
 from llamanet.cli.options import log_settings, setting, swarm_settings, with_local_node
+from llamanet.cli.terminal import harmless
 from llamanet.client.strategy import STRATEGIES
 from llamanet.errors import UserError
 
 if TYPE_CHECKING:
-    from llamanet.client.generation import Stream
+    from llamanet.client.generation import Reply, Stream
 
 
 @click.command("ask")
@@ -86,7 +87,7 @@ def command(
             ) as stream,
         ):
             async for chunk in stream:
-                write(chunk.text)
+                write(harmless(chunk.text) if sys.stdout.isatty() else chunk.text)
             write("\n")
         if explain:
             click.echo("\n\n".join(map(str, stream.choices)), err=True)
@@ -116,9 +117,9 @@ def write(text: str) -> None:
         raise UserError(f"cannot write to standard output: {error.strerror}") from error
 
 
-def closing_line(stream: "Stream") -> str:
+def closing_line(stream: "Stream | Reply") -> str:
     """Who answered, how much, how fast, and by which detours."""
-    parts = [stream.node_id or "nobody", f"{len(stream.token_ids)} tokens"]
+    parts = [harmless(stream.node_id or "nobody"), f"{len(stream.token_ids)} tokens"]
     if len(stream.token_ids) > 1:
         parts.append(f"{stream.tokens_per_second:.1f} tokens/s")
     if stream.ttft is not None:
