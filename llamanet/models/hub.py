@@ -193,15 +193,19 @@ def _told(source: HubSource) -> Iterator[None]:
         raise UserError(f"{source}: that is no repository's name; write hf:owner/repo") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        advice = f"check the token, or {log_in}" if status in (401, 403) else "try again later"
+        advice = {
+            401: f"check the token, or {log_in}",
+            403: f"check the token, or {log_in}",
+            404: f"is there {page}? check the name, and HF_ENDPOINT",
+        }.get(status, "try again later")
         raise UserError(f"{source}: {constants.ENDPOINT} answers with status {status}; {advice}") from error
     except errors.FileMetadataError as error:
         raise UserError(f"{source}: {constants.ENDPOINT} does not answer as the hub does; check HF_ENDPOINT") from error
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise UserError(f"{source}: cannot reach {constants.ENDPOINT} ({error}); check the network") from error
     except httpx.HTTPError as error:
         why = str(error) or type(error).__name__
-        raise UserError(
-            f"{source}: cannot reach {constants.ENDPOINT} ({why}); check the network, then pull again to go on"
-        ) from error
+        raise UserError(f"{source}: the transfer broke off ({why}); pull again to go on") from error
     except OSError as error:
         if error.errno is None:  # what huggingface_hub raises for a transfer that ends too early
             raise UserError(f"{source}: the transfer broke off; pull again to go on") from error

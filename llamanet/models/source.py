@@ -12,7 +12,7 @@ from llamanet.models.shards import model_name, shard_names
 DEFAULT_QUANT = "Q4_K_M"
 """Taken where nobody says which, as llama.cpp's tools do; where there is none, the first file by name."""
 _HUB = "hf:"
-_REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_REPO = re.compile(r"\w[\w.-]{,95}/\w[\w.-]{,95}", re.ASCII)
 _QUANT = re.compile(r"(?:^|[-._/])(I?Q[0-9]\w*|TQ[0-9]_0|BF16|F16|F32|MXFP4\w*)(?=$|[-./])", re.ASCII | re.IGNORECASE)
 _NO_MODEL = ("mmproj", "imatrix")
 """In the names of GGUF files that hold something beside a model."""
