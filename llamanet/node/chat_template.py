@@ -5,6 +5,7 @@ that template authors test against: transformers' `apply_chat_template`.
 """
 
 import contextlib
+import functools
 import json
 import sys
 import time
@@ -19,7 +20,19 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llamanet.errors import RequestRefused, UserError
+from llamanet.node.tool_prompt import (
+    PLAIN,
+    PROBE,
+    RESULT,
+    CallStyle,
+    format_in,
+    plain_turns,
+    probe,
+    template_tools,
+    template_turns,
+)
 from llamanet.wire.inference import ChatMessage
+from llamanet.wire.tools import Tool
 
 MAX_TEMPLATE_BYTES = 1024 * 1024
 RENDER_S = 5.0
@@ -34,11 +47,40 @@ class ChatTemplate:
         self._special = {"bos_token": bos_text, "eos_token": eos_text}
         self._template: jinja2.Template | None = None
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """The prompt for the answer to `messages`.
+    def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
+        """The prompt for the answer to `messages`, which may call `tools`.
 
         Raises `RequestRefused` if there is no template, or the template refuses these messages.
         """
+        if not tools and not any(message.tool_calls or message.tool_call_id for message in messages):
+            return self._render(messages)
+        if self.call_style.native:
+            return self._render(messages, tools)
+        return self._render(plain_turns(messages, tools, system=self._takes_system))
+
+    @functools.cached_property
+    def call_style(self) -> CallStyle:
+        """What the template makes of calls, found out by rendering some. Raises `RequestRefused` if there is none."""
+        for calls in (2, 1):
+            try:
+                written = format_in(self._render(probe(calls), [PROBE]), calls)
+            except RequestRefused:
+                if self._source is None:
+                    raise
+                continue
+            if written is not None:
+                return CallStyle(written, native=True, several=calls > 1)
+        return CallStyle(PLAIN, native=False, several=True)
+
+    @functools.cached_property
+    def _takes_system(self) -> bool:
+        messages = [ChatMessage(role="system", content=RESULT), ChatMessage(role="user", content="probe")]
+        try:
+            return RESULT in self._render(messages)
+        except RequestRefused:
+            return False
+
+    def _render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
         if self._source is None:
             raise RequestRefused(
                 "this model has no chat template; send a prompt instead of messages, or have its node take one "
@@ -50,7 +92,8 @@ class ChatTemplate:
                 self._template = _environment().from_string(self._source)
             with _limited(RENDER_S):
                 return self._template.render(
-                    messages=[{"role": message.role, "content": message.content} for message in messages],
+                    messages=template_turns(messages),
+                    tools=template_tools(tools) or None,
                     add_generation_prompt=True,
                     **self._special,
                 )

@@ -232,6 +232,7 @@ class EngineCore:
             node_id=self._node_id,
             prompt_tokens=sequence.prompt_tokens,
             cached_tokens=sequence.cached,
+            tool_format=sequence.tool_format,
         )
         self._events.append(Told(sequence.serial, accepted))
         if sequence.reason is not None:

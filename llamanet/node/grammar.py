@@ -6,6 +6,7 @@ limits of its own; so these are kept here, before it is called.
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from llamanet.errors import RequestRefused
@@ -20,6 +21,7 @@ MAX_PATTERN_REPEATS = 10_000
 MAX_OPTIONAL = 100
 """Optional properties of one object; the converter's grammar grows with their square."""
 
+_SCHEMA = "a JSON schema that llama.cpp can use"
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 _REPETITION = re.compile(r"\{\s*(\d{0,10})\s*,?\s*(\d{0,10})")
 
@@ -36,32 +38,82 @@ def check_grammar(grammar: str, field: str = "sampling.grammar") -> None:
 
 def json_schema_grammar(schema: str) -> str:
     """GBNF for the JSON texts that follow `schema`, itself JSON. Raises `RequestRefused`."""
+    grammar = "root ::= answer\n" + schema_rules({"answer": (schema, "sampling.json_schema")})
+    check_grammar(grammar, "sampling.json_schema")
+    return grammar
+
+
+def schema_rules(schemas: Mapping[str, tuple[str, str]]) -> str:
+    """GBNF rules, one by each of the names, for the JSON texts that follow the schema, itself JSON, that stands by it.
+
+    Beside each schema stands the field that a `RequestRefused` about it names.
+    """
+    # llama.cpp's library takes a while to load, and only a request with a schema needs it here.
+    from llama_cpp.llama_grammar import SchemaConverter
+
+    converter = SchemaConverter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
+    rules = []
+    for name, (schema, field) in schemas.items():
+        try:
+            plain = _load_schema(schema)
+            _check_schema(plain)
+            plain = converter.resolve_refs(_with_own_names(plain, name), name)
+            rules.append(f"{name} ::= {converter.visit(plain, f'{name}-json')}")
+            converter.format_grammar().encode()  # JSON can write lone surrogates, which are no text
+        except RequestRefused as error:
+            error.field = field
+            raise
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            # The converter checks nothing: which of these comes out depends on where the schema is wrong.
+            message = f"the schema cannot be used: {type(error).__name__}: {error}"[:500]
+            raise RequestRefused(message, field, _SCHEMA) from error
+    return "\n".join([*rules, converter.format_grammar()])
+
+
+def _load_schema(schema: str) -> dict[str, Any]:
     try:
         plain = json.loads(schema)
     except (ValueError, RecursionError) as error:
         raise _schema_refused(f"the schema is not valid JSON: {error}") from error
     if type(plain) is not dict:
         raise _schema_refused("the schema is not a JSON object")
-    # llama.cpp's library takes a while to load, and only a request with a schema needs it here.
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
+    return plain
 
-    try:
-        _check_schema(plain)
-        grammar: str = json_schema_to_gbnf(schema)
-        grammar.encode()  # JSON can write lone surrogates, which are no text
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
-        # The converter checks nothing: which of these comes out depends on where the schema is wrong.
-        raise _schema_refused(f"the schema cannot be used: {type(error).__name__}: {error}"[:500]) from error
-    check_grammar(grammar, "sampling.json_schema")
-    return grammar
+
+def _with_own_names(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same schema with other names for what it refers to.
+
+    The converter names a rule after the last part of a reference, whatever else has that name.
+    """
+    targets: dict[str, str] = {}
+    definitions: dict[str, Any] = {}
+
+    def renamed(value: Any) -> Any:
+        if type(value) is list:
+            return [renamed(entry) for entry in value]
+        if type(value) is not dict:
+            return value
+        reference = value.get("$ref")
+        if type(reference) is not str:
+            return {key: renamed(entry) for key, entry in value.items()}
+        if reference not in targets:
+            targets[reference] = f"{name}-ref-{len(targets)}"
+            target: Any = schema
+            for part in reference.split("/")[1:]:
+                target = target[part]
+            definitions[targets[reference]] = renamed(target)
+        return {**value, "$ref": f"#/$defs/{targets[reference]}"}
+
+    top = renamed({key: entry for key, entry in schema.items() if key not in ("$defs", "definitions")})
+    return {**top, "$defs": definitions} if definitions else top
 
 
 def _check_schema(value: Any) -> None:
@@ -85,4 +137,4 @@ def _check_schema(value: Any) -> None:
 
 
 def _schema_refused(message: str, limit: str | None = None) -> RequestRefused:
-    return RequestRefused(message, field="sampling.json_schema", limit=limit or "a JSON schema that llama.cpp can use")
+    return RequestRefused(message, limit=limit or _SCHEMA)

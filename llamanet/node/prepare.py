@@ -19,7 +19,9 @@ from llamanet.node.chat_template import ChatTemplate
 from llamanet.node.detokenize import TextStream
 from llamanet.node.grammar import check_grammar, json_schema_grammar
 from llamanet.node.sequence import Sequence
+from llamanet.node.tool_grammar import tools_grammar
 from llamanet.wire.inference import MAX_SEED, Embed, Failed, Generate, Sampling
+from llamanet.wire.tools import CallFormat
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ def _prepare(serial: int, request: Generate, backend: Backend, template: ChatTem
         raise RequestRefused(
             "this model only embeds texts; ask another one to generate", "model", "a model that generates"
         )
-    text = request.prompt if request.prompt is not None else template.render(request.messages)
+    text = request.prompt if request.prompt is not None else template.render(request.messages, request.tools)
     field = "messages" if request.prompt is None else "prompt"
     n_ctx = backend.n_ctx
     _check_size(text, n_ctx, backend, field)
@@ -94,10 +96,14 @@ def _prepare(serial: int, request: Generate, backend: Backend, template: ChatTem
             f"and the context holds {n_ctx}"
         )
         raise _TooLong(message, "resume", f"{n_ctx - len(prompt)} tokens")
-    request = attrs.evolve(request, sampling=_checked(request.sampling, request.resume, backend))
-    backend.ready(request.sampling)
-
+    style = template.call_style if request.tools else None
     sampling = request.sampling
+    if style is not None:
+        grammar = tools_grammar(request, style)
+        sampling = attrs.evolve(sampling, grammar=grammar, json_schema=None)
+    sampling = _checked(sampling, request.resume, backend)
+    backend.ready(sampling)
+    request = attrs.evolve(request, sampling=sampling)
     sequence = Sequence(
         serial=serial,
         request=request,
@@ -107,12 +113,25 @@ def _prepare(serial: int, request: Generate, backend: Backend, template: ChatTem
         seed=random.randint(0, MAX_SEED) if sampling.seed is None else sampling.seed,
         text=TextStream(sampling.stop),
         arrived=now,
+        tool_format=None if style is None else style.name,
+        shown={} if style is None else _markers(style.form, backend),
     )
     for token in request.resume:
         if sequence.reason is not None:
             break
         sequence.append(token, backend)
     return sequence
+
+
+def _markers(form: CallFormat, backend: Backend) -> dict[int, bytes]:
+    """The special tokens that calls are written with; they are part of the text, as no other special token is."""
+    nothing = len(backend.tokenize(""))
+    markers = {}
+    for word in {form.marker, *form.between.split(), *form.end.split()}:
+        tokens = backend.tokenize(word)[nothing:]
+        if len(tokens) == 1 and not backend.piece(tokens[0]):
+            markers[tokens[0]] = word.encode()
+    return markers
 
 
 def _checked(sampling: Sampling, resume: tuple[int, ...], backend: Backend) -> Sampling:

@@ -8,6 +8,8 @@ Rules:
   a function of ids alone.
 """
 
+from collections.abc import Mapping
+
 import attrs
 
 from llamanet.node.backend import Backend
@@ -31,6 +33,10 @@ class Sequence:
     seed: int
     text: TextStream
     arrived: float
+    tool_format: str | None = None
+    """As in `Accepted`."""
+    shown: Mapping[int, bytes] = attrs.field(factory=dict, repr=False)
+    """Special tokens that add to the text, and what."""
     reason: str | None = None
     """Why the generation is over; None while it goes on."""
 
@@ -81,7 +87,7 @@ class Sequence:
         if backend.is_end(token):
             self.reason = "stop"
             return self.text.flush()
-        text = self.text.feed(backend.piece(token))
+        text = self.text.feed(self.shown.get(token) or backend.piece(token))
         if self.text.stopped:
             self.reason = "stop"
         elif len(self.tokens) >= self.limit:

@@ -168,8 +168,8 @@ class Generate:
     """Whether the model may answer in words too, or must call."""
     tool_name: str | None = wire_field(optional(name_decoder), default=None)
     """The one function that must be called, once."""
-    parallel_tool_calls: bool = wire_field(boolean, default=True)
-    """Whether one answer may have several calls."""
+    parallel_tool_calls: bool | None = wire_field(optional(boolean), default=None)
+    """Whether one answer may have several calls; None: if the model's template knows of tools."""
 
 
 @attrs.frozen(kw_only=True)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llamanet.client.tool_calls import LONGEST, CallReader, Parsed
@@ -62,6 +62,7 @@ PARTS = [
 cuts = st.lists(st.integers(0, 10_000), max_size=12)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(FORMATS)), made, st.sampled_from(["", "Let me see.", "a < b\n\n<tool"]), spaces, cuts)
 def test_calls_come_out_whatever_the_pieces(form, calls, before, space, cuts):
     if FORMATS[form].bare:
@@ -75,6 +76,7 @@ def test_calls_come_out_whatever_the_pieces(form, calls, before, space, cuts):
     assert read_by.whole
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(sorted(FORMATS)),
     st.lists(

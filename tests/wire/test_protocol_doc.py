@@ -197,7 +197,7 @@ SAMPLING = {
 DEFAULTS = {
     "generate": {
         "model": None, "prompt": None, "messages": [], "resume": [], "digest": None, "sampling": {},
-        "tools": [], "tool_choice": "auto", "tool_name": None, "parallel_tool_calls": True,
+        "tools": [], "tool_choice": "auto", "tool_name": None, "parallel_tool_calls": None,
     },
     "embed": {"model": None, "digest": None},
     "accepted": {"cached_tokens": 0, "tool_format": None},

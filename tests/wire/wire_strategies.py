@@ -183,7 +183,7 @@ _tools = {
     ).map(tuple),
     "tool_choice": st.sampled_from(["auto", "required"]),
     "tool_name": st.none() | valid_text(1, 128),
-    "parallel_tool_calls": st.booleans(),
+    "parallel_tool_calls": st.none() | st.booleans(),
 }
 _generate = {
     "id": request_ids,
