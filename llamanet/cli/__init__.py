@@ -30,6 +30,7 @@ COMMANDS = {
     "models": "Show the models that the swarm serves, or those that were pulled.",
     "pull": "Get a model from the Hugging Face hub.",
     "control": "Tell a node on this machine to load, unload, drain or resume.",
+    "top": "Watch the swarm: nodes, load, speed, DHT.",
     "crawl": "Walk the whole overlay and count its nodes.",
     "invite": "Print one line that lets another machine join.",
     "keys": "Make and show keys: of a node, of a private swarm, of a gateway.",
