@@ -136,11 +136,12 @@ class Cluster:
         digest: bytes = bytes(32),
         tls: bool = False,
         max_waiting: int = 64,
+        make_backend: Callable[..., ScriptedBackend] = ScriptedBackend,
         **script: Any,
     ) -> ClusterNode:
-        """A node that serves one scripted model; `script` are fields of `ScriptedBackend`."""
+        """A node that serves one scripted model; `script` are fields of what `make_backend` makes."""
         identity, transport = self._join()
-        backend = ScriptedBackend(**script)
+        backend = make_backend(**script)
         host = Host(identity, label=label, tls=tls, make_worker=TrioWorker, max_waiting=max_waiting)
         address = Address(transport.addresses[0].host, PORT)
         listener = _Listener()

@@ -73,7 +73,7 @@ function blocksOf(lines) {
     } else {
       at += 1;
       while (at < lines.length && lines[at].trim() && !startsBlock(lines[at])) at += 1;
-      take("paragraph", from, { text: lines.slice(from, at).join("\n") });
+      take("paragraph", from, { text: lines.slice(from, at).map((part) => part.trimStart()).join("\n").trimEnd() });
     }
   }
   return blocks;

@@ -71,7 +71,7 @@ export class Ring {
       const angle = angleOf(node.id);
       return { node, ghost, x: Math.sin(angle) * radius, y: -Math.cos(angle) * radius };
     });
-    if (labelled) spreadLabels(places);
+    if (labelled) placeLabels(places, radius);
     this.drawScale(radius);
     this.drawWires(places, radius);
     this.drawNodes(places, labelled);
@@ -145,7 +145,7 @@ export class Ring {
           s("circle", { class: "core" }),
           s("path", { class: "gone" }),
           s("text", {}, s("tspan", { class: "name" }), s("tspan", { class: "figures", dy: 14 }))),
-      update: (group, { node, ghost, x, y, labelY }) => {
+      update: (group, { node, ghost, x, y, side, labelY }) => {
         const [title, leader, halo, rim, load, core, gone, text] = group.children;
         const share = node.slots ? Math.min(1, node.running / node.slots) * 100 : 0;
         group.setAttribute("transform", `translate(${x.toFixed(1)} ${y.toFixed(1)})`);
@@ -162,7 +162,6 @@ export class Ring {
         text.toggleAttribute("hidden", !labelled);
         leader.toggleAttribute("hidden", !labelled);
         if (!labelled) return;
-        const side = x < 0 ? -1 : 1;
         const shift = labelY - y;
         for (const line of text.children) line.setAttribute("x", side * (size + 9));
         text.setAttribute("y", shift - 2);
@@ -217,21 +216,24 @@ function bend(from, to, amount) {
   return `M${from.x} ${from.y}Q${middle.x} ${middle.y} ${to.x} ${to.y}`;
 }
 
-/** Give each place a `labelY` such that no two labels on one side overlap. */
-function spreadLabels(places) {
+/** Give each place a `side` (-1 left, 1 right) and a `labelY`, such that no two labels of one side overlap. */
+function placeLabels(places, radius) {
+  for (const place of places) place.side = place.x < 0 ? -1 : 1;
+  for (const pole of [-1, 1]) {
+    // Where the ring runs flat, neighbours would have their labels on each other: they share the two sides.
+    const flat = places.filter(({ y }) => y * pole > radius * 0.8).sort((a, b) => a.x - b.x);
+    if (flat.length > 1) flat.forEach((place, index) => (place.side = index < flat.length / 2 ? -1 : 1));
+  }
   for (const side of [-1, 1]) {
-    const labels = places.filter((place) => (place.x < 0 ? -1 : 1) === side).sort((a, b) => a.y - b.y);
+    const labels = places.filter((place) => place.side === side).sort((a, b) => a.y - b.y);
     labels.forEach((place, index) => {
       place.labelY = index ? Math.max(place.y, labels[index - 1].labelY + LABEL_HEIGHT) : place.y;
     });
-    // What was pushed past the last node is taken back half of the way, upwards from the end.
+    // What was pushed down too far comes back by half, and pushes those above it up.
     for (let index = labels.length - 1; index >= 0; index -= 1) {
       const ceiling = index < labels.length - 1 ? labels[index + 1].labelY - LABEL_HEIGHT : Infinity;
       const pushed = labels[index].labelY - labels[index].y;
       labels[index].labelY = Math.min(ceiling, labels[index].labelY - Math.max(0, pushed / 2));
-      if (index && labels[index].labelY - labels[index - 1].labelY < LABEL_HEIGHT) {
-        labels[index - 1].labelY = labels[index].labelY - LABEL_HEIGHT;
-      }
     }
   }
 }
