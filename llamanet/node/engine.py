@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from llamanet.errors import EngineBusy
+from llamanet.node.answer import Answer
 from llamanet.node.backend import Backend
 from llamanet.node.chat_template import ChatTemplate
 from llamanet.node.core import Admitted, Cancel, Embedded, EngineCore, Event, Paused, Produced, Submit, Unpause
@@ -30,8 +31,6 @@ from llamanet.wire.inference import (
     Failed,
     Finished,
     Generate,
-    TokenLogprobs,
-    Tokens,
 )
 from llamanet.wire.rpc import ModelState
 
@@ -327,70 +326,23 @@ def _draining(request: Generate | Embed) -> Failed:
     return Failed(id=request.id, code="draining", message="the node is shutting down")
 
 
-class Generation:
-    """One request on the engine: an async iterator of the messages that answer it, all with the request's id.
-
-    `Accepted`, `Tokens`..., then `Finished`; or `Failed` at any point. Only one task may read at a time.
-    """
+class Generation(Answer):
+    """One request on the engine."""
 
     def __init__(self, serial: int, request: Generate, engine: Engine) -> None:
         """Made by `Engine.submit`."""
-        self.request = request
+        super().__init__(request)
         self._serial = serial
         self._engine = engine
         self._preparation = trio.CancelScope()
         self._sequence: Sequence | None = None
         self._admitted = False
         self._paused = False
-        self._accepted: Accepted | None = None
-        self._text: list[str] = []
-        self._tokens: list[int] = []
-        self._logprobs: list[TokenLogprobs] = []
-        self._last: Finished | Failed | None = None
-        self._over = False
-        self._news = trio.lowlevel.ParkingLot()
-        self.on_news: Callable[[], None] | None = None
-        """Called whenever there is something to take, and at the end."""
-
-    async def receive(self) -> Accepted | Tokens | Finished | Failed:
-        """The next message; all tokens that are there come in one.
-
-        Raises `trio.EndOfChannel` after the last message, or when cancelled. Cancelling the task that waits here loses
-        nothing: what was not returned is still there.
-        """
-        if self._ready:
-            await trio.lowlevel.checkpoint()
-        while not self._ready:
-            await self._news.park()
-        return self._take()
-
-    def take_all(self) -> list[Accepted | Tokens | Finished | Failed]:
-        """All messages that are there, without waiting for any."""
-        messages: list[Accepted | Tokens | Finished | Failed] = []
-        while self._accepted or self._tokens or self._last:
-            messages.append(self._take())
-        return messages
-
-    @property
-    def over(self) -> bool:
-        """Whether no further message will come than those that are there."""
-        return self._over
 
     def cancel(self) -> None:
         """Free the slot within one engine step. What was not received is dropped. May be called again, or too late."""
         self._engine._cancel(self)
-        self._end(None)
-
-    def __aiter__(self) -> "Generation":
-        """All messages, in order."""
-        return self
-
-    async def __anext__(self) -> Accepted | Tokens | Finished | Failed:
-        """As `receive`, ending the iteration after the last message."""
-        try:
-            return await self.receive()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
+        super().cancel()
 
     @property
     def _tokens_left(self) -> int:
@@ -401,66 +353,14 @@ class Generation:
         left = self._sequence.limit - len(self._sequence.tokens)
         return left if limit else min(left, TYPICAL_TOKENS)
 
-    @property
-    def _ready(self) -> bool:
-        return bool(self._accepted or self._tokens or self._over)
-
-    def _take(self) -> Accepted | Tokens | Finished | Failed:
-        if accepted := self._accepted:
-            self._accepted = None
-            return accepted
-        if self._tokens:
-            message = Tokens(
-                id=self.request.id,
-                text="".join(self._text),
-                token_ids=tuple(self._tokens),
-                logprobs=tuple(self._logprobs),
-            )
-            self._text.clear()
-            self._tokens.clear()
-            self._logprobs.clear()
-            self._caught_up(len(message.token_ids))
-            return message
-        if last := self._last:
-            self._last = None
-            return last
-        raise trio.EndOfChannel
-
-    def _caught_up(self, tokens: int) -> None:
+    def _taken(self, tokens: int) -> None:
         if self._sequence is not None:
             self._sequence.taken += tokens
         if self._paused:
             self._paused = False
             self._engine._worker.send(Unpause(self._serial))
 
-    def _accept(self, message: Accepted) -> None:
-        self._accepted = message
-        self._tell()
-
-    def _add(self, token: int, text: str, logprobs: TokenLogprobs | None) -> None:
-        self._tokens.append(token)
-        if logprobs is not None:
-            self._logprobs.append(logprobs)
-        if text:
-            self._text.append(text)
-        self._tell()
-
     def _pause(self) -> None:
         self._paused = True
         if not self._tokens:
-            self._caught_up(0)
-
-    def _end(self, last: Finished | Failed | None) -> None:
-        if last is None:
-            self._accepted = None
-            self._text.clear()
-            self._tokens.clear()
-            self._logprobs.clear()
-        self._last = last
-        self._over = True
-        self._tell()
-
-    def _tell(self) -> None:
-        self._news.unpark_all()
-        if self.on_news is not None:
-            self.on_news()
+            self._taken(0)
