@@ -5,6 +5,8 @@ Rules:
 - Requests do not wait for lookups: what was found is used for `FRESH_S`, and while it is in use it is looked up anew in
   the background every `REFRESH_S`. Whoever finds it wanting looks up at once. However many want the same, there is one
   lookup of it at a time.
+- Most of those in the background take one node's word, which may be a copy near us: that spares the holders of a model
+  with many clients. They only add to what is known; every `COMPLETE_S` one hears several holders, and takes away.
 - A lookup that finds nothing proves little: what an earlier one found stays for its `FRESH_S`.
 - What does not decode is left out, never reported: anybody may publish under any key.
 """
@@ -37,6 +39,7 @@ T = TypeVar("T")
 
 FRESH_S = 60.0
 REFRESH_S = 2.0
+COMPLETE_S = 20.0
 MAX_SERVICES = 64
 """Of one model; in larger swarms a random sample, so that clients spread over all."""
 MAX_NODES = 500
@@ -81,9 +84,16 @@ class _Found(Generic[T]):
 class _Shelf(Generic[K, T]):
     """What was looked up, by key; `look_up` looks. Lookups run in `nursery`, for all who wait for them."""
 
-    def __init__(self, nursery: trio.Nursery, look_up: Callable[[K], Awaitable[Sequence[T]]]) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        look_up: Callable[[K, bool], Awaitable[Sequence[T]]],
+        same: Callable[[T], Hashable],
+    ) -> None:
+        """`look_up(key, copies)`; of two entries that are the `same`, the later found counts."""
         self._nursery = nursery
         self._look_up = look_up
+        self._same = same
         self._shelf: dict[K, _Found[T]] = {}
 
     async def get(self, key: K, *, fresh: bool) -> Sequence[T]:
@@ -97,16 +107,20 @@ class _Shelf(Generic[K, T]):
         wanting = fresh or not found.entries or now - found.found_at > FRESH_S
         if found.lookup is None and (wanting or now - found.looked_at > REFRESH_S):
             found.lookup = trio.Event()
-            self._nursery.start_soon(self._run, key, found, found.lookup)
+            copies = not wanting and now - found.found_at < COMPLETE_S
+            self._nursery.start_soon(self._run, key, found, found.lookup, copies)
         if wanting and found.lookup is not None:
             await found.lookup.wait()
         return found.entries
 
-    async def _run(self, key: K, found: _Found[T], ended: trio.Event) -> None:
+    async def _run(self, key: K, found: _Found[T], ended: trio.Event, copies: bool) -> None:
         try:
-            entries = await self._look_up(key)
+            entries = await self._look_up(key, copies)
             found.looked_at = now = trio.current_time()
-            if entries or now - found.found_at > FRESH_S:
+            if copies:
+                known = {self._same(entry): entry for entry in (*found.entries, *entries)}
+                found.entries = tuple(known.values())
+            elif entries or now - found.found_at > FRESH_S:
                 found.entries, found.found_at = entries, now
         finally:
             found.lookup = None
@@ -129,15 +143,16 @@ class Directory:
 
     def __init__(self, dht: Dht, nursery: trio.Nursery) -> None:
         self._dht = dht
-        self._services: _Shelf[str, Service] = _Shelf(nursery, self._look_up)
-        self._names: _Shelf[None, str] = _Shelf(nursery, self._look_up_names)
+        self._services: _Shelf[str, Service] = _Shelf(nursery, self._look_up, lambda service: service.public_key)
+        self._names: _Shelf[None, str] = _Shelf(nursery, self._look_up_names, lambda name: name)
 
     async def services(self, model: str, *, fresh: bool = False) -> Sequence[Service]:
         """The nodes that serve `model`; `fresh` looks them up now."""
         return await self._services.get(model, fresh=fresh)
 
-    async def _look_up(self, model: str) -> Sequence[Service]:
-        return _services_untrusted(model, await sample(self._dht, model_key_name(model), MAX_SERVICES))
+    async def _look_up(self, model: str, copies: bool) -> Sequence[Service]:
+        records = await sample(self._dht, model_key_name(model), MAX_SERVICES, copies=copies)
+        return _services_untrusted(model, records)
 
     async def all_services(self, model: str) -> Sequence[Service]:
         """All nodes that serve `model`, at most `MAX_NODES`; looked up now."""
@@ -145,8 +160,11 @@ class Directory:
 
     async def nodes(self) -> Sequence[NodeRecord]:
         """All nodes, or in a large swarm a random sample of them; looked up now."""
+        return await self._nodes(copies=False)
+
+    async def _nodes(self, *, copies: bool) -> Sequence[NodeRecord]:
         nodes = []
-        for record in await self._dht.get(key_of(ALL_NODES), limit=MAX_NODES):
+        for record in await self._dht.get(key_of(ALL_NODES), limit=MAX_NODES, copies=copies):
             try:
                 facts = decode_node_facts_untrusted(record.value)
             except BadMessage:
@@ -156,7 +174,8 @@ class Directory:
 
     async def models(self, *, fresh: bool = False) -> Sequence[str]:
         """The names of the models that nodes list, sorted; `fresh` looks them up now."""
-        return await self._names.get(None, fresh=fresh)
+        return sorted(await self._names.get(None, fresh=fresh))
 
-    async def _look_up_names(self, _: None) -> Sequence[str]:
-        return sorted({model for node in await self.nodes() for model in node.facts.models})
+    async def _look_up_names(self, _: None, copies: bool) -> Sequence[str]:
+        nodes = await self._nodes(copies=copies)
+        return tuple({model for node in nodes for model in node.facts.models})

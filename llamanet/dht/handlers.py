@@ -55,7 +55,7 @@ _PONG_BYTES = 44
 """Of a `Pong`, without its version and its models."""
 CACHE_S = 60.0
 """How long a cached record is kept next to its key; shorter by a factor of e for each k nodes that are nearer."""
-CACHED_PUBLISHERS = 4
+CACHED_PUBLISHERS = 16
 """Of one key: a key with more is told by its holders alone, for a cache would tell of the same few again and again."""
 CACHE_BYTES = 2**20
 CACHE_KEYS = 1024

@@ -20,14 +20,17 @@ SHARDS_AT_ONCE = 8
 SHARD_LIMIT = 500
 
 
-async def sample(dht: Dht, name: str, limit: int) -> Sequence[Record]:
-    """The current records of `limit` publishers of `name`, each as likely as another; of all, if there are fewer."""
-    root, depth = await _read_root(dht, name, limit)
+async def sample(dht: Dht, name: str, limit: int, *, copies: bool = False) -> Sequence[Record]:
+    """The current records of `limit` publishers of `name`, each as likely as another; of all, if there are fewer.
+
+    With `copies` one node's word is enough, as in `Dht.get`.
+    """
+    root, depth = await _read_root(dht, name, limit, copies=copies)
     if not depth:
         return root
     prefixes = dht.rng.sample(range(2**depth), min(2**depth, SAMPLED_SHARDS))
     shards = [shard_name(name, prefix, depth) for prefix in prefixes]
-    found = await _read_shards(dht, shards, each=-(-limit // len(shards)), limit=limit)
+    found = await _read_shards(dht, shards, each=-(-limit // len(shards)), limit=limit, copies=copies)
     return _filled_up(found, root, limit)
 
 
@@ -42,21 +45,23 @@ async def everyone(dht: Dht, name: str, limit: int) -> Sequence[Record]:
     return _filled_up(found, root, limit)
 
 
-async def _read_root(dht: Dht, name: str, limit: int) -> tuple[list[Record], int]:
+async def _read_root(dht: Dht, name: str, limit: int, *, copies: bool = False) -> tuple[list[Record], int]:
     """What the root told, up to `limit`, and the depth at which the shards have all publishers (0: the root has)."""
     crowd = Crowd()
-    records = await dht.get(key_of(name), limit=limit, crowd=crowd)
+    records = await dht.get(key_of(name), limit=limit, crowd=crowd, copies=copies)
     return records, read_depth(crowd.publishers)
 
 
-async def _read_shards(dht: Dht, shards: Sequence[str], *, each: int, limit: int) -> dict[NodeId, Record]:
+async def _read_shards(
+    dht: Dht, shards: Sequence[str], *, each: int, limit: int, copies: bool = False
+) -> dict[NodeId, Record]:
     """Up to `each` records of every shard, until there are `limit`."""
     found: dict[NodeId, Record] = {}
     waiting = list(reversed(shards))
 
     async def read_some() -> None:
         while waiting and len(found) < limit:
-            for record in await dht.get(key_of(waiting.pop()), limit=each):
+            for record in await dht.get(key_of(waiting.pop()), limit=each, copies=copies):
                 found[record.publisher] = record
 
     async with trio.open_nursery() as nursery:

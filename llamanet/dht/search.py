@@ -4,8 +4,9 @@ A reader takes the records of all holders that a lookup passes, newest for each 
 that have more. It trusts nothing: each record is checked for its key, its signature and its times. A holder that tells
 one which no honest peer keeps is not asked for more, so lies cost a reader one signature for each answer at most.
 
-Who has found all that it wanted leaves a copy with the nearest node asked that had nothing (Kademlia, section 2.3):
-those who come the same way are answered there, and the load of a key that many read spreads.
+Who ends a read with all that one node told leaves copies with the nearest node asked that had nothing (Kademlia,
+section 2.3): those who come the same way are answered there, and the load of a key that many read spreads. Other reads
+hear several holders, so that no single one hides a publisher from them; a reader for whom one's word will do says so.
 """
 
 from collections import Counter
@@ -141,13 +142,15 @@ async def read(
     counts: Counter[str],
     on_bad_record: Callable[[], None],
     crowd: Crowd | None = None,
+    copies: bool = False,
 ) -> AsyncGenerator[Record, None]:
     """Records under `key` as they come, newest for each publisher; withdrawals too, for they undo earlier ones.
 
     Ends when `limit` publishers were found, or the lookup is over and all holders have told what they have; and, with a
     `crowd`, to which what holders say of the number of publishers is added, when it is sure that the key is split. A
     lookup by several paths is always brought to its end, so that no path cuts the others short, and `limit` then bounds
-    what each holder is asked for.
+    what each holder is asked for. With `copies` it also ends when the first node that has any records has told all of
+    them, be they a holder's or copies that a reader left there.
     """
     thorough = lookup.paths > 1
     newest = _Newest()
@@ -156,6 +159,8 @@ async def read(
             yield record
             if len(newest.live) >= limit and not thorough:
                 return
+    if copies and newest.live and not thorough:
+        return
 
     def request(cursor: int | None = None) -> FindValue:
         return FindValue(transaction=new_transaction(), client=client, key=key, cursor=cursor)
@@ -167,6 +172,16 @@ async def read(
     paging: set[Contact] = set()
     without: list[tuple[int, Contact, bytes]] = []
     """Who was asked and had nothing: distance from the key, contact, write token."""
+    told: dict[NodeId, bytes] = {}
+    """By publisher: its newest record, encoded."""
+
+    def leave_copies(total: int) -> None:
+        if without and total <= min(len(told), CACHED_PUBLISHERS):
+            _, nearest, token = min(without, key=lambda entry: entry[0])
+            for copy in told.values():
+                store = Store(transaction=new_transaction(), client=client, token=token, record=copy, cache=True)
+                requests.ask(nearest, store, lambda outcome: None)
+
     while not lookup.finished or paging:
         for outcome in await search.step():
             holder, values = outcome.contact, outcome.reply
@@ -193,24 +208,26 @@ async def read(
                     lied = True
                     break
                 if newest.take(record):
+                    told[record.publisher] = encoded
                     found_all = len(newest.live) >= limit and not thorough
-                    if found_all and without and values.total <= min(limit, CACHED_PUBLISHERS):
-                        _, nearest, token = min(without, key=lambda entry: entry[0])
-                        for copy in values.records:
-                            store = Store(
-                                transaction=new_transaction(), client=client, token=token, record=copy, cache=True
-                            )
-                            requests.ask(nearest, store, lambda outcome: None)
+                    if found_all:
+                        leave_copies(values.total)
                     yield record
                     if found_all:
                         return
             if crowd is not None and crowd.is_surely_split:
                 return
-            search.note(outcome)
             taken[holder] = taken.get(holder, 0) + len(values.records)
             pages[holder] = pages.get(holder, 0) + 1
             told_all = lied or not values.records or values.next_cursor is None or taken[holder] >= values.total
             enough = thorough and taken[holder] >= limit
-            if not (told_all or enough) and pages[holder] < MAX_PAGES:
+            has_more = not (told_all or enough) and pages[holder] < MAX_PAGES
+            if copies and newest.live and not thorough and not lied:
+                if not has_more:
+                    leave_copies(values.total)
+                    return
+            else:
+                search.note(outcome)
+            if has_more:
                 paging.add(holder)
                 requests.ask(holder, request(values.next_cursor), search.outcomes.put)

@@ -204,15 +204,23 @@ class Dht:
         return contextlib.aclosing(self._current(key, limit, disjoint_paths))
 
     async def get(
-        self, key: bytes, *, limit: int = 64, crowd: Crowd | None = None, disjoint_paths: int = 1
+        self,
+        key: bytes,
+        *,
+        limit: int = 64,
+        crowd: Crowd | None = None,
+        disjoint_paths: int = 1,
+        copies: bool = False,
     ) -> list[Record]:
         """The newest current record of up to `limit` publishers under `key`; `disjoint_paths` are as in `find`.
 
         What holders say of the number of publishers is added to `crowd`; once that is sure that the key is split, a few
-        records are enough (`dht.members` reads the rest).
+        records are enough (`dht.members` reads the rest). With `copies` the word of the first node that has any records
+        is enough, which spares the holders of a key that many read often: those may be copies, up to a minute old, and
+        a publisher may be missing.
         """
         newest: dict[PublicKey, Record] = {}
-        async with contextlib.aclosing(self._read(key, limit, disjoint_paths, crowd)) as records:
+        async with contextlib.aclosing(self._read(key, limit, disjoint_paths, crowd, copies)) as records:
             async for record in records:
                 newest[record.public_key] = record
         return [record for record in newest.values() if record.lifetime]
@@ -223,7 +231,9 @@ class Dht:
                 if record.lifetime:
                     yield record
 
-    def _read(self, key: bytes, limit: int, paths: int, crowd: Crowd | None = None) -> AsyncGenerator[Record, None]:
+    def _read(
+        self, key: bytes, limit: int, paths: int, crowd: Crowd | None = None, copies: bool = False
+    ) -> AsyncGenerator[Record, None]:
         self._overlay.table.looked_up(key, trio.current_time())
         own = self._store.records_of(key, self.config.wall_clock())
         self._overlay.rng.shuffle(own)  # so that a limited read is a fair sample of a key with many publishers
@@ -241,6 +251,7 @@ class Dht:
             counts=self._overlay.counts,
             on_bad_record=lambda: self._overlay.drops.count("message"),
             crowd=crowd,
+            copies=copies,
         )
 
     # --- publishing ---------------------------------------------------------------------------------------------------

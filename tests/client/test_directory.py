@@ -1,12 +1,16 @@
-"""What clients look up: how often, for how many at once, and what an unlucky lookup changes."""
+"""What clients look up: how often, whose word they take, for how many at once, and what an unlucky lookup changes."""
+
+from types import SimpleNamespace
 
 import pytest
 import trio
 import trio.testing
 
 from llamanet.client import directory
+from llamanet.client.directory import Directory
 from llamanet.errors import NoNodeServes
 from llamanet.testing.cluster import Cluster
+from llamanet.wire.facts import ServiceFacts, encode_facts
 
 GREEDY = {"temperature": 0.0, "max_tokens": 1}
 
@@ -94,3 +98,61 @@ async def test_a_lookup_that_finds_nothing_takes_nothing_away_for_a_while(autoju
     await trio.sleep(directory.FRESH_S)
     with pytest.raises(NoNodeServes):
         await client.generate("hello", model="alpha", **GREEDY)
+
+
+def record(publisher):
+    facts = ServiceFacts(
+        hosts=("10.0.0.1",),
+        port=1,
+        dht_port=2,
+        tls=True,
+        label=f"node-{publisher}",
+        digest=bytes(32),
+        n_ctx=1,
+        slots=1,
+        version="1",
+    )
+    return SimpleNamespace(public_key=bytes([publisher]) * 32, value=encode_facts(facts))
+
+
+@pytest.fixture
+def swarm(monkeypatch):
+    """Who is told of by several holders (`complete`) and by one node near the client (`near`), and who was asked."""
+    swarm = SimpleNamespace(complete=[1, 2], near=[1, 2], asked=[])
+
+    async def sample(dht, name, limit, *, copies):
+        await trio.lowlevel.checkpoint()
+        swarm.asked.append(copies)
+        return [record(publisher) for publisher in (swarm.near if copies else swarm.complete)]
+
+    monkeypatch.setattr(directory, "sample", sample)
+    return swarm
+
+
+async def labels(known):
+    """Those known once the lookup that this causes has ended."""
+    await known.services("m")
+    await trio.testing.wait_all_tasks_blocked()
+    return {service.facts.label for service in await known.services("m")}
+
+
+async def test_most_lookups_in_the_background_take_one_nodes_word(autojump_clock, nursery, swarm):
+    known = Directory(None, nursery)
+    for _ in range(int(5 * directory.COMPLETE_S)):
+        await known.services("m")
+        await trio.sleep(1)
+    assert not swarm.asked[0]
+    complete = len(swarm.asked) - sum(swarm.asked)
+    assert complete <= 1 + 5
+    assert len(swarm.asked) > 5 * directory.COMPLETE_S / (directory.REFRESH_S + 1) - 2
+
+
+async def test_one_nodes_word_adds_and_takes_nothing_away(autojump_clock, nursery, swarm):
+    known = Directory(None, nursery)
+    assert await labels(known) == {"node-1", "node-2"}
+    swarm.near, swarm.complete = [3], [1, 3]
+    await trio.sleep(directory.REFRESH_S + 1)
+    assert await labels(known) == {"node-1", "node-2", "node-3"}
+    await trio.sleep(directory.COMPLETE_S)
+    assert await labels(known) == {"node-1", "node-3"}
+    assert swarm.asked == [False, True, False]

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import attrs
 import pytest
 import trio
 from swarms import EPOCH, Swarm, closest_nodes, contact, identity, key, seeded
@@ -177,6 +178,73 @@ async def test_a_copy_is_left_with_one_that_is_no_holder_by_who_found_all_that_i
     await read_by_newcomers(swarm, nodes[20:], hot, 20, limit=1)
     assert with_copies()
     assert with_copies().isdisjoint(closest_nodes(nodes, hot, 2))
+
+
+async def served_by_holders_of_three(*, copies):
+    """How many requests the two holders of a key answer while 180 newcomers read its three publishers."""
+    async with trio.open_nursery() as nursery:
+        swarm = Swarm(nursery, MemoryNetwork(seed=3, delay=(0.005, 0.01)))
+        nodes, hot = await hot_key(swarm)
+        await nodes[1].publish(hot, b"w", lifetime=600)
+        await nodes[2].publish(hot, b"x", lifetime=600)
+        holders = [node for node in nodes if node.health().stored_records]
+        before = sum(node.health().requests_served for node in holders)
+        for number in range(180):
+            peer = nodes[number % len(nodes)]
+            client = await swarm.start(1000 + number, bootstrap=[peer], client_mode=True, **SMALL)
+            await client.wait_joined()
+            found = await client.get(hot, copies=copies)
+            assert {record.value for record in found} == {b"v", b"w", b"x"}
+        served = sum(node.health().requests_served for node in holders) - before
+        nursery.cancel_scope.cancel()
+    return served
+
+
+async def test_the_load_of_a_key_with_several_publishers_spreads_among_those_whom_one_word_satisfies(
+    autojump_clock, monkeypatch
+):
+    with_copies = await served_by_holders_of_three(copies=True)
+    assert with_copies < 0.4 * await served_by_holders_of_three(copies=False)
+    monkeypatch.setattr(search, "CACHED_PUBLISHERS", 0)
+    assert with_copies < 0.7 * await served_by_holders_of_three(copies=True)
+
+
+async def test_whoever_takes_one_word_takes_all_pages_of_it(autojump_clock, nursery):
+    swarm = Swarm(nursery, MemoryNetwork(seed=3, delay=(0.005, 0.01)))
+    nodes = await swarm.start_many(20)
+    for number, node in enumerate(nodes):
+        await node.publish(key("large"), b"%d" % number + bytes(200), lifetime=600)
+    reader = await swarm.start(100, bootstrap=[nodes[0]], client_mode=True)
+    await trio.sleep(5)
+    before = Counter({node: node.health().requests_served for node in nodes})
+    assert len(await reader.get(key("large"), copies=True)) == 20
+    asked = [node for node in nodes if node.health().requests_served > before[node]]
+    assert len(asked) < len(closest_nodes(nodes, key("large"), 8))
+    for number, node in enumerate(nodes):
+        if number % 2:
+            swarm.network.pause(swarm.addresses[node])
+    with trio.fail_after(10):
+        assert len(await reader.get(key("large"), copies=True)) == 20
+
+
+async def test_a_liar_among_those_whose_word_would_do_does_not_hold_a_reader_up(autojump_clock, nursery, monkeypatch):
+    swarm = Swarm(nursery, MemoryNetwork(seed=3, delay=(0.005, 0.01)))
+    nodes = await swarm.start_many(12)
+    record = (await nodes[1].publish(key("x"), b"v", lifetime=600)).record
+    forged = encode_record(attrs.evolve(record, sequence=record.sequence + 1))
+    reader = closest_nodes([node for node in nodes if node is not nodes[1]], key("x"), 12)[-1]
+    liar = closest_nodes(nodes, key("x"), 1)[0]
+    values = Handlers._values
+
+    def lie(self, request, *arguments):
+        honest = values(self, request, *arguments)
+        if self is liar._overlay._handlers:
+            return attrs.evolve(honest, records=(*honest.records, forged), total=9, next_cursor=1)
+        return honest
+
+    monkeypatch.setattr(Handlers, "_values", lie)
+    with trio.fail_after(5):
+        assert await reader.get(key("x"), copies=True) == [record]
 
 
 async def test_one_id_at_two_addresses_may_both_have_nothing():
