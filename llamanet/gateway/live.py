@@ -20,7 +20,7 @@ import trio
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from llamanet.errors import NotJoined
+from llamanet.errors import NotJoined, ungrouped
 from llamanet.gateway.events import (
     Event,
     Events,
@@ -79,16 +79,23 @@ class Live:
 
     async def _look(self) -> None:
         try:
-            found = await self._swarm.nodes()
-            now = trio.current_time()
-            self.picture.look(found, now)
-            if now >= self._models_at or self._models_number != self.picture.number:
-                self.picture.models = await self._swarm.models()
-                self._models_at, self._models_number = now + MODELS_S, self.picture.number
+            with ungrouped():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._look_at_nodes)
+                    if trio.current_time() >= self._models_at or self._models_number != self.picture.number:
+                        nursery.start_soon(self._look_at_models)
             self.trouble = None
         except NotJoined as error:
             self.trouble = str(error)
         self.next_look_at = trio.current_time() + max(LOOK_S, len(self.picture.nodes) / ASKED_A_SECOND)
+
+    async def _look_at_nodes(self) -> None:
+        self.picture.look(await self._swarm.nodes(), trio.current_time())
+
+    async def _look_at_models(self) -> None:
+        number = self.picture.number
+        self.picture.models = await self._swarm.models()
+        self._models_at, self._models_number = trio.current_time() + MODELS_S, number
 
 
 @attrs.define
