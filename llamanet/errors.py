@@ -104,15 +104,28 @@ class NoNodeServes(LlamaNetError):
 
 @attrs.define
 class SwarmBusy(LlamaNetError):
-    """Every node that serves the model has a full queue."""
+    """Every node that serves the model has a full queue, or more load than the request allows; `reasons` tell."""
 
     model: str | None
     tried: int
     retry_after: float
+    reasons: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         what = repr(self.model) if self.model else "any model"
-        return f"all {self.tried} nodes that serve {what} are busy; try again in {self.retry_after:.1f} s"
+        because = f" ({'; '.join(self.reasons)})" if self.reasons else ""
+        return f"all {self.tried} nodes that serve {what} are busy{because}; try again in {self.retry_after:.1f} s"
+
+
+@attrs.define
+class DeadlineExceeded(LlamaNetError):
+    """A request did not end within its own `timeout`, in seconds; `tokens` had come."""
+
+    timeout: float
+    tokens: int = 0
+
+    def __str__(self) -> str:
+        return f"no end within the {self.timeout:g} s that the request allows ({self.tokens} tokens came)"
 
 
 @attrs.define

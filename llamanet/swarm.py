@@ -192,10 +192,10 @@ class Swarm:
         )
 
     async def embed(
-        self, texts: Iterable[str], *, model: str | None = None, digest: bytes | None = None
+        self, texts: Iterable[str], *, model: str | None = None, digest: bytes | None = None, **options: Any
     ) -> EmbeddingReply:
-        """A vector of length 1 for each of `texts`; see `SwarmClient.embed`."""
-        return await self._client.embed(texts, model=model, digest=digest)
+        """A vector of length 1 for each of `texts`; see `SwarmClient.embed` for all `options` and errors."""
+        return await self._client.embed(texts, model=model, digest=digest, **options)
 
     async def nodes(self, model: str | None = None) -> list[NodeView]:
         """The nodes that are alive, or those that serve `model`, with their live state. Raises `NotJoined`."""

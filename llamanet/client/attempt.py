@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from llamanet.client.connection import Answer, ConnectionPool, Exchange, Peer
+from llamanet.client.directory import Directory
 from llamanet.client.hedge import HedgeBudget
 from llamanet.client.lobby import Lobby
 from llamanet.client.peers import PeerMemory
@@ -50,6 +51,7 @@ class Access:
     """How all requests of one client reach nodes, and what they remember of them."""
 
     dht: Dht
+    directory: Directory
     pool: ConnectionPool
     peers: PeerMemory
     lobby: Lobby

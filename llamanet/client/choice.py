@@ -3,6 +3,8 @@
 The policy is in `client/router.py`; here it meets the network. Rules:
 - `PROBES` nodes are probed for a request, and what the pool holds of others counts too; further ones are probed only
   when none of these will do.
+- A preferred model file comes first. When no node that has it is left, those with another file of the model's name come
+  at once, unless one that has it is only busy.
 - Nobody is given up lightly: before the end the records are looked up anew, then come the nodes that failed this
   request before, and then those that were silent are asked again with patience.
 - Why each node was passed over is remembered, for the error that names them.
@@ -17,16 +19,21 @@ from llamanet.client.directory import Directory, Service
 from llamanet.client.pool import MAX_AGE_S, PROBES
 from llamanet.client.probe import probe
 from llamanet.client.router import Question, Router
-from llamanet.client.selection import Candidate, objection, objection_to_service, shortfalls
+from llamanet.client.selection import (
+    Candidate,
+    Wishes,
+    objection,
+    objection_to_service,
+    overload,
+    shortfalls,
+)
 from llamanet.dht.service import Dht
 from llamanet.errors import NoNodeServes, SwarmBusy
 from llamanet.wire.identity import PublicKey
 
 FURTHER_PROBES = 8
-MAX_FAILURES = 2
-"""A node that failed one request so often is not asked for it again. Once may be a connection that had gone stale."""
-ANY_MODELS = 8
-"""Names of models that are looked at when any will do."""
+OVERLOADED_S = 1.0
+"""After it a node is looked at again that has more load than the request allows."""
 
 
 class Choice:
@@ -40,8 +47,12 @@ class Choice:
         router: Router,
         question: Question,
         failures: Mapping[PublicKey, int],
+        max_failures: int,
     ) -> None:
-        """`failures` counts how often each node failed this request so far. Probes run in `nursery`."""
+        """`failures` counts how often each node failed this request so far; after `max_failures` it is not asked again.
+
+        Probes run in `nursery`.
+        """
         self.reasons: dict[str, str] = {}
         """By label, why a node was passed over."""
         self.busy: dict[str, float] = {}
@@ -54,10 +65,12 @@ class Choice:
         self._router = router
         self._question = question
         self._failures = failures
+        self._max_failures = max_failures
         self._ranked: list[Candidate] = []
         self._ranked_at = 0.0
         self._unprobed: list[Service] = []
         self._failed: list[Service] = []
+        self._other_files: list[Service] = []
         self._silent: list[Service] = []
         self._known: set[Service] = set()
         self._answered: dict[Service, Candidate] = {}
@@ -79,6 +92,9 @@ class Choice:
                 silent = await self._probe(batch, patiently=False)
                 self._unprobed = [service for service in self._unprobed if service not in batch]
                 self._silent += silent
+            elif self._lookups and self._other_files and not self.busy:
+                self._unprobed = self._router.probe_order(self._question, self._other_files, now)
+                self._other_files = []
             elif self._lookups < 2:
                 await self._look_up(fresh=self._lookups > 0)
                 self._lookups += 1
@@ -101,7 +117,8 @@ class Choice:
         """The error that says why no node is left."""
         wishes = self._question.wishes
         if self.busy:
-            return SwarmBusy(wishes.model, len(self._known), min(self.busy.values()))
+            overloaded = shortfalls(self._answered.values(), Wishes(max_load=wishes.max_load))
+            return SwarmBusy(wishes.model, len(self._known), min(self.busy.values()), tuple(overloaded))
         served = tuple(await self._directory.models(fresh=True))
         reasons = (f"{label}: {reason}" for label, reason in self.reasons.items())
         return NoNodeServes(
@@ -110,20 +127,18 @@ class Choice:
 
     async def _look_up(self, *, fresh: bool) -> None:
         wishes = self._question.wishes
-        models = (
-            [wishes.model] if wishes.model is not None else (await self._directory.models(fresh=fresh))[:ANY_MODELS]
-        )
-        listed = [service for model in models for service in await self._directory.services(model, fresh=fresh)]
         found = []
-        for service in listed:
+        for service in await self._directory.services(wishes.model, fresh=fresh):
             if service in self._known:
                 continue
             self._known.add(service)
             failures = self._failures.get(service.public_key, 0)
             if reason := objection_to_service(service, wishes):
                 self.reasons[service.facts.label] = reason
-            elif failures >= MAX_FAILURES:
+            elif failures >= self._max_failures:
                 self.reasons[service.facts.label] = "it failed repeatedly"
+            elif wishes.preferred not in (None, service.facts.digest):
+                self._other_files.append(service)
             elif failures:
                 self._failed.append(service)
             else:
@@ -143,11 +158,14 @@ class Choice:
         acceptable = []
         for candidate in (*fresh, *pooled):
             self._answered[candidate.service] = candidate
-            reason = objection(candidate, self._question.wishes)
-            if reason is None:
-                acceptable.append(candidate)
+            label = candidate.service.facts.label
+            if reason := objection(candidate, self._question.wishes):
+                self.reasons[label] = reason
+            elif reason := overload(candidate, self._question.wishes):
+                self.reasons[label] = reason
+                self.busy[label] = OVERLOADED_S
             else:
-                self.reasons[candidate.service.facts.label] = reason
+                acceptable.append(candidate)
         self._ranked = self._router.rank(self._question, acceptable, now)
         self._ranked_at = now
         silent = [service for service in services if service not in answered]

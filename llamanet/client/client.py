@@ -16,12 +16,13 @@ import trio
 from llamanet.client.affinity import Block, request_blocks
 from llamanet.client.attempt import Access
 from llamanet.client.batch import Journal, MapResult, Progress, Prompt, run_batch
+from llamanet.client.budget import WAIT_S, Budget
 from llamanet.client.census import ModelView, NodeView, list_invited, list_models, list_nodes
 from llamanet.client.choice import Choice
 from llamanet.client.connection import ConnectionPool, OpenStream
 from llamanet.client.directory import Directory
 from llamanet.client.embedding import Embedder, EmbeddingReply, make_batches
-from llamanet.client.generation import WAIT_S, Reply, Stream
+from llamanet.client.generation import OnChoice, Reply, Stream
 from llamanet.client.hedge import HedgeBudget
 from llamanet.client.lobby import Lobby
 from llamanet.client.router import Question, Router
@@ -30,11 +31,12 @@ from llamanet.client.statistics import Statistics
 from llamanet.client.strategy import STRATEGIES, check_strategy
 from llamanet.client.tools import tool_fields, turn_fields
 from llamanet.dht.service import Dht
-from llamanet.errors import BadMessage, NotJoined, RequestRefused
+from llamanet.errors import BadMessage, DeadlineExceeded, NotJoined, RequestRefused
 from llamanet.wire.codec import from_map_untrusted
 from llamanet.wire.identity import PublicKey
 from llamanet.wire.inference import (
     CAPABILITY_EMBEDDINGS,
+    CAPABILITY_GRAMMAR,
     MAX_MESSAGE_BYTES,
     MAX_SEED,
     ChatMessage,
@@ -123,6 +125,21 @@ def _as_json(schema: object) -> str:
         raise RequestRefused(f"the schema cannot be written as JSON: {error}", "sampling.json_schema") from error
 
 
+def needed_capabilities(request: Generate) -> tuple[str, ...]:
+    """What a node must be able to do for `request`, of `ServiceFacts.capabilities`."""
+    sampling = request.sampling
+    bound = sampling.grammar is not None or sampling.json_schema is not None or request.tools
+    return (CAPABILITY_GRAMMAR,) if bound else ()
+
+
+def make_budget(*, wait: float, tries: int | None, timeout: float, caller: Hashable) -> Budget:
+    """Raises `RequestRefused` for what is no number of seconds or tries."""
+    for name, least, value in (("wait", 0, wait), ("tries", 1, tries), ("timeout", 0, timeout)):
+        if value is not None and (not isinstance(value, int | float) or not value >= least):
+            raise RequestRefused(f"{name} {value!r} will not do", name, f"{least} or more")
+    return Budget(wait=wait, tries=tries, timeout=timeout, caller=caller)
+
+
 class SwarmClient:
     """Generates on whatever node of the swarm will answer soonest. Its connections live in `nursery`.
 
@@ -150,6 +167,7 @@ class SwarmClient:
         self._router = Router(self._rng)
         self._access = Access(
             dht=dht,
+            directory=self._directory,
             pool=ConnectionPool(nursery, open_stream),
             peers=self._router.peers,
             lobby=Lobby(),
@@ -176,9 +194,13 @@ class SwarmClient:
         min_tps: float | None = None,
         max_load: float | None = None,
         strategy: str | None = None,
+        min_context: int = 0,
         any_version: bool = False,
         wait: float = WAIT_S,
+        tries: int | None = None,
+        timeout: float = math.inf,
         caller: Hashable = None,
+        on_choice: OnChoice | None = None,
         **sampling: Any,
     ) -> Stream:
         """A generation, to be closed by the caller; the first iteration asks a node.
@@ -189,13 +211,18 @@ class SwarmClient:
           model: its name; None takes any.
           digest: SHA-256 of the model file, if it must be one certain file.
           min_tps: tokens a second of one stream, below which no node will do.
-          max_load: requests running and waiting for each slot, above which no node will do.
+          max_load: requests running and waiting for each slot, above which no node will do for now.
+          min_context: tokens of context, prompt and answer together, below which no node will do.
           strategy: how its node is chosen: "soonest" (the default), or, to compare it with, "random", "round_robin" or
             "least_load".
           any_version: a stream that loses its node, when no other has its model file, may go on with another file of
             the same name: another quantisation, with the same vocabulary. `Reply.digests` then has more than one.
           wait: seconds to wait for a place before the first token while all nodes are busy; 0 does not wait.
+          tries: how many times a node may fail the request before that is an error; by default each node twice.
+          timeout: seconds until its end, after which `DeadlineExceeded` is raised. `trio.move_on_after` around the
+            iteration does the same without an error; either stops the work at the nodes too.
           caller: requests of one caller share its turns when many wait; by default each is its own.
+          on_choice: is called with a `Decision`, why a node is the one, just before each is asked.
           sampling: fields of `llamanet.wire.inference.Sampling`: `max_tokens`, `temperature`, `seed`, `stop`,
             `logprobs`, ... A `logit_bias` may be a mapping of token ids. `response_format`, as in OpenAI's API, asks
             for JSON (`{"type": "json_object"}`), for JSON that follows a schema
@@ -204,11 +231,15 @@ class SwarmClient:
             `tools`, `tool_choice` and `parallel_tool_calls`, as in OpenAI's API too, offer functions to call, whatever
             the model: `Reply.tool_calls` has the calls that it made, each with arguments that follow their schema.
 
-        Raises `RequestRefused` for what no node would accept, and `NotJoined`. Iterating raises `NoNodeServes` or
-        `SwarmBusy`.
+        Raises `RequestRefused` for what no node would accept, and `NotJoined`. Iterating raises `NoNodeServes`,
+        `SwarmBusy` or `DeadlineExceeded`.
         """
+        budget = make_budget(wait=wait, tries=tries, timeout=timeout, caller=caller)
+        request = make_request(prompt, messages, model, sampling)
         wishes = attrs.evolve(
             self._wishes,
+            n_ctx=min_context,
+            capabilities=needed_capabilities(request),
             model=model,
             digest=digest,
             min_tps=self._wishes.min_tps if min_tps is None else min_tps,
@@ -216,7 +247,6 @@ class SwarmClient:
         )
         if any_version and digest is not None:
             raise RequestRefused("give digest= or any_version=True, not both", "any_version")
-        request = make_request(prompt, messages, model, sampling)
         strategy = self._strategy if strategy is None else check_strategy(strategy)
         make_choice = partial(self._make_choice, blocks=request_blocks(request), strategy=strategy)
         self._access.hedges.earn()
@@ -225,10 +255,10 @@ class SwarmClient:
             make_choice,
             request,
             wishes,
+            budget=budget,
             any_version=any_version,
             may_hedge=strategy == STRATEGIES[0],
-            wait=wait,
-            caller=caller,
+            on_choice=on_choice,
         )
         await self._wait_joined()
         return stream
@@ -238,13 +268,14 @@ class SwarmClient:
         wishes: Wishes,
         prompt_tokens: int,
         failures: Mapping[PublicKey, int],
+        max_failures: int,
         *,
         blocks: tuple[Block, ...] = (),
         strategy: str | None = None,
     ) -> Choice:
         strategy = strategy or self._strategy
         question = Question(wishes=wishes, prompt_tokens=prompt_tokens, blocks=blocks, strategy=strategy)
-        return Choice(self._dht, self._nursery, self._directory, self._router, question, failures)
+        return Choice(self._dht, self._nursery, self._directory, self._router, question, failures, max_failures)
 
     async def generate(self, prompt: str | None = None, **options: Any) -> Reply:
         """A whole generation; takes what `stream` takes, and raises what it raises."""
@@ -302,16 +333,28 @@ class SwarmClient:
             yield results
 
     async def embed(
-        self, texts: Iterable[str], *, model: str | None = None, digest: bytes | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        model: str | None = None,
+        digest: bytes | None = None,
+        wait: float = WAIT_S,
+        tries: int | None = None,
+        timeout: float = math.inf,
+        caller: Hashable = None,
     ) -> EmbeddingReply:
         """A vector of length 1 for each of `texts`, pooled as the model says; from one model file all of them.
 
-        Raises `RequestRefused`, `NotJoined`, `NoNodeServes` or `SwarmBusy`.
+        `wait`, `tries`, `timeout` and `caller` as for `open`; `wait` is for all texts together.
+        Raises `RequestRefused`, `NotJoined`, `NoNodeServes`, `SwarmBusy` or `DeadlineExceeded`.
         """
         batches = make_batches(texts, model)
-        wishes = Wishes(model=model, digest=digest, capability=CAPABILITY_EMBEDDINGS)
+        budget = make_budget(wait=wait, tries=tries, timeout=timeout, caller=caller)
+        wishes = Wishes(model=model, digest=digest, capabilities=(CAPABILITY_EMBEDDINGS,))
         await self._wait_joined()
-        return await Embedder(self._access, self._make_choice, wishes).run(batches)
+        with trio.move_on_after(timeout):
+            return await Embedder(self._access, self._make_choice, wishes, budget).run(batches)
+        raise DeadlineExceeded(timeout)
 
     async def nodes(self, model: str | None = None) -> list[NodeView]:
         """The nodes that are alive, or those that serve `model`. Raises `NotJoined`."""

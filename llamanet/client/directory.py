@@ -42,6 +42,8 @@ REFRESH_S = 2.0
 COMPLETE_S = 20.0
 MAX_SERVICES = 64
 """Of one model; in larger swarms a random sample, so that clients spread over all."""
+ANY_MODELS = 8
+"""Names of models that are looked at when any will do."""
 MAX_NODES = 500
 MAX_REMEMBERED = 64
 """Models whose services are remembered."""
@@ -146,9 +148,16 @@ class Directory:
         self._services: _Shelf[str, Service] = _Shelf(nursery, self._look_up, lambda service: service.public_key)
         self._names: _Shelf[None, str] = _Shelf(nursery, self._look_up_names, lambda name: name)
 
-    async def services(self, model: str, *, fresh: bool = False) -> Sequence[Service]:
-        """The nodes that serve `model`; `fresh` looks them up now."""
-        return await self._services.get(model, fresh=fresh)
+    async def services(self, model: str | None, *, fresh: bool = False) -> Sequence[Service]:
+        """The nodes that serve `model`, or with None one of the first `ANY_MODELS`; `fresh` looks them up now."""
+        if model is not None:
+            return await self._services.get(model, fresh=fresh)
+        models = (await self.models(fresh=fresh))[:ANY_MODELS]
+        return [service for name in models for service in await self._services.get(name, fresh=fresh)]
+
+    async def room(self, model: str | None, queued: int) -> int:
+        """How many requests the known nodes have slots for, and `queued` for each node."""
+        return sum(service.facts.slots + queued for service in await self.services(model))
 
     async def _look_up(self, model: str, copies: bool) -> Sequence[Service]:
         records = await sample(self._dht, model_key_name(model), MAX_SERVICES, copies=copies)

@@ -3,20 +3,24 @@
 Rules:
 - Texts go out in batches of `MAX_TEXTS`, one after the other; a batch that a node fails is asked of the next one.
 - All vectors come from one model file: the digest is that of the first node that answered.
-- A node that is silent is asked by UDP; dead, it is left. There is no deadline here but the caller's.
+- A node that is silent is asked by UDP; dead, or hanging (`client/attempt.py`), it is left.
+- While all nodes are busy, the call waits as a stream does, and as long (`client/budget.py`).
 """
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
+import trio
 
 from llamanet.client.attempt import Access, Attempt
+from llamanet.client.budget import BUSY_PAUSE_S, Budget, Place
 from llamanet.client.choice import Choice
-from llamanet.client.generation import BUSY_PAUSE_S, Hop, MakeChoice
+from llamanet.client.generation import BUSY, MAX_HOPS, Hop, MakeChoice, out_of_tries
 from llamanet.client.selection import Candidate, Wishes, tokens_in
-from llamanet.errors import BadMessage, NodeFailed, RequestRefused
+from llamanet.errors import BadMessage, NodeFailed, RequestRefused, SwarmBusy
 from llamanet.wire.codec import from_map_untrusted
 from llamanet.wire.identity import PublicKey
 from llamanet.wire.inference import MAX_MESSAGE_BYTES, MAX_TEXTS, Embed, Embeddings, Failed, encode_message
@@ -58,14 +62,24 @@ def make_batches(texts: Iterable[str], model: str | None) -> list[Embed]:
 class Embedder:
     """One call of `SwarmClient.embed`."""
 
-    def __init__(self, access: Access, make_choice: MakeChoice, wishes: Wishes) -> None:
+    def __init__(self, access: Access, make_choice: MakeChoice, wishes: Wishes, budget: Budget) -> None:
         self._access = access
         self._make_choice = make_choice
         self._wishes = wishes
-        self._hops: tuple[Hop, ...] = ()
+        self._budget = budget
+        self._place = Place(access, wishes, budget)
+        self._failures: dict[PublicKey, int] = {}
+        self._failed = 0
+        self._hops: deque[Hop] = deque(maxlen=MAX_HOPS)
 
     async def run(self, batches: list[Embed]) -> EmbeddingReply:
         """Raises `RequestRefused`, `NoNodeServes` or `SwarmBusy`."""
+        try:
+            return await self._run(batches)
+        finally:
+            self._place.leave()
+
+    async def _run(self, batches: list[Embed]) -> EmbeddingReply:
         vectors: list[tuple[float, ...]] = []
         prompt_tokens = 0
         for batch in batches:
@@ -79,36 +93,46 @@ class Embedder:
             model=candidate.service.model,
             prompt_tokens=prompt_tokens,
             node_id=facts.label,
-            hops=self._hops,
+            hops=tuple(self._hops),
         )
 
     async def _batch(self, batch: Embed) -> tuple[Candidate, Embeddings]:
-        failures: dict[PublicKey, int] = {}
-        choice = self._choose(batch, failures)
+        prompt_tokens = tokens_in(sum(map(len, batch.texts)))
+        choice: Choice | None = None
         while True:
+            if self._budget.is_spent(self._failed):
+                raise out_of_tries(self._wishes.model, self._failures, self._hops, self._budget)
+            await self._place.go()
+            choice = choice or self._make_choice(self._wishes, prompt_tokens, self._failures, self._budget.max_failures)
             candidate = await choice.next()
             if candidate is None:
-                raise await choice.nobody()
+                error = await choice.nobody()
+                if not isinstance(error, SwarmBusy):
+                    raise error
+                await self._place.wait(error)
+                choice = None
+                continue
             label = candidate.service.facts.label
+            if pause := self._access.peers.busy_for_s(candidate.service.node_id, trio.current_time()):
+                choice.busy[label] = pause
+                continue
             try:
-                answer = await self._ask(candidate, batch)
+                answer = await self._ask(candidate, batch, prompt_tokens)
             except NodeFailed as error:
                 key = candidate.service.public_key
-                failures[key] = failures.get(key, 0) + 1
+                self._failures[key] = self._failures.get(key, 0) + 1
+                self._failed += 1
                 choice.reasons[label] = error.reason
-                self._hops = (*self._hops, Hop(label, error.reason))
+                self._hops.append(Hop(label, error.reason))
                 continue
             if isinstance(answer, Embeddings):
                 return candidate, answer
             choice.busy[label] = answer.retry_after or BUSY_PAUSE_S
-            self._hops = (*self._hops, Hop(label, "busy"))
+            self._hops.append(Hop(label, BUSY))
 
-    def _choose(self, batch: Embed, failures: Mapping[PublicKey, int]) -> Choice:
-        return self._make_choice(self._wishes, tokens_in(sum(map(len, batch.texts))), failures)
-
-    async def _ask(self, candidate: Candidate, batch: Embed) -> Embeddings | Failed:
+    async def _ask(self, candidate: Candidate, batch: Embed, prompt_tokens: int) -> Embeddings | Failed:
         """The vectors, or that the node is busy. Raises `NodeFailed`, and `RequestRefused`."""
-        attempt = Attempt(self._access, candidate, batch, tokens_in(sum(map(len, batch.texts))))
+        attempt = Attempt(self._access, candidate, batch, prompt_tokens)
         try:
             answer = await attempt.receive()
             if isinstance(answer, Failed):

@@ -6,12 +6,15 @@ Rules:
 - It goes on only on the same model file: the digest is that of the first node that delivered a token. With
   `any_version`, and when that file is nowhere else, any file by the model's name will do, and the reply says so.
 - A first token that is later than usual is asked of a second node too (`client/hedge.py`); the first to speak wins.
-- Before the first token, "busy" everywhere is waited out for `wait` seconds (`client/lobby.py`), and then an error. A
-  node that said when to come back is not asked before, by any request. A begun stream goes on waiting.
-- There is no other deadline than the caller's; cancelling cancels the work at the nodes.
+- Before the first token, "busy" everywhere is waited out for a while (`client/budget.py`), and then an error. A node
+  that said when to come back is not asked before, by any request. A begun stream goes on waiting.
+- There is no other deadline than the caller's: `trio.move_on_after` around a stream, or its own `timeout`. Cancelling
+  cancels the work at the nodes.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import attrs
@@ -19,26 +22,24 @@ import trio
 
 from llamanet.client.affinity import request_texts
 from llamanet.client.attempt import Access, Attempt
+from llamanet.client.budget import BUSY_PAUSE_S, JITTER, Budget, Place
 from llamanet.client.choice import Choice
 from llamanet.client.connection import Answer
 from llamanet.client.decision import Decision
 from llamanet.client.selection import Wishes, tokens_in
 from llamanet.client.tool_calls import CallReader, Parsed, ToolCallDelta
-from llamanet.errors import NodeFailed, NoNodeServes, RequestRefused, SwarmBusy
+from llamanet.errors import DeadlineExceeded, LlamaNetError, NodeFailed, NoNodeServes, RequestRefused, SwarmBusy
 from llamanet.wire.identity import PublicKey
 from llamanet.wire.inference import Accepted, Failed, Finished, Generate, Timings, TokenLogprobs, Tokens, Usage
 from llamanet.wire.tools import FORMATS, ToolCall
 
-WAIT_S = 10.0
-"""How long a request waits while all nodes are busy, unless it says otherwise."""
-BUSY_PAUSE_S = 2.0
-"""After it a busy node is asked again that does not say when; and the longest that a begun stream waits for."""
-JITTER = (1.0, 1.25)
-"""Times a pause, so that clients do not return together."""
 MAX_CHOICES = 16
+MAX_HOPS = 64
 
-MakeChoice = Callable[[Wishes, int, Mapping[PublicKey, int]], Choice]
-"""From wishes, the prompt's tokens and each node's failures to where the request may go."""
+MakeChoice = Callable[[Wishes, int, Mapping[PublicKey, int], int], Choice]
+"""From wishes, the prompt's tokens, each node's failures and how many it may have to where the request may go."""
+OnChoice = Callable[[Decision], object]
+"""Is told why each node is asked, just before it is."""
 
 
 @attrs.frozen
@@ -55,6 +56,10 @@ class Chunk:
     """One for each id, if the request asks for them."""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     """What came of calls of the request's tools."""
+
+
+BUSY = "busy"
+"""The reason of a hop from a node whose queue was full; all others are faults."""
 
 
 class Hop(NamedTuple):
@@ -88,6 +93,7 @@ class Reply:
     generation_time: float
     """Seconds from the request to its last token."""
     hops: tuple[Hop, ...]
+    """The nodes that it left, the last `MAX_HOPS` of them."""
     digests: tuple[str, ...] = ()
     """SHA-256 of the model file, in hexadecimal; of each file in turn, if `any_version` let there be several."""
     choices: tuple[Decision, ...] = ()
@@ -101,6 +107,15 @@ class Reply:
         return self.usage.completion_tokens
 
 
+def out_of_tries(
+    model: str | None, failures: Mapping[PublicKey, int], hops: Iterable[Hop], budget: Budget
+) -> NoNodeServes:
+    """The error of a request that failed as often as it may."""
+    reasons = (f"{hop.node_id}: {hop.reason}" for hop in hops if hop.reason != BUSY)
+    served = () if model is None else (model,)
+    return NoNodeServes(model, len(failures), served, (*reasons, f"tries={budget.tries} was given"))
+
+
 class Stream:
     """An async iterator of `Chunk`. What it tells about itself is final once it is exhausted."""
 
@@ -111,19 +126,18 @@ class Stream:
         request: Generate,
         wishes: Wishes,
         *,
+        budget: Budget,
         any_version: bool = False,
         may_hedge: bool = True,
-        wait: float = WAIT_S,
-        caller: Hashable = None,
+        on_choice: OnChoice | None = None,
     ) -> None:
-        """Made by `SwarmClient.open`; `request` has its seed. Streams of one `caller` share its turns."""
+        """Made by `SwarmClient.open`; `request` has its seed."""
         self.token_ids: list[int] = []
         """All ids so far."""
         self.node_id: str | None = None
         """The label of the node that answers, or answered last; None before the first is asked."""
         self.model = request.model
         """The model's name; None, if any will do, before the first node is asked."""
-        self.hops: tuple[Hop, ...] = ()
         self.digests: tuple[str, ...] = ()
         """SHA-256 of the model files that answered, in hexadecimal."""
         self.choices: tuple[Decision, ...] = ()
@@ -138,23 +152,32 @@ class Stream:
         self._request = request
         self._wishes = wishes
         self._any_version = any_version
-        self._caller = caller or self
+        self._budget = budget
+        self._place = Place(access, wishes, budget)
+        self._on_choice = on_choice
+        self._hops: deque[Hop] = deque(maxlen=MAX_HOPS)
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprobs] = []
         self._tool_format: str | None = None
         self._calls: CallReader | None = None
         self._failures: dict[PublicKey, int] = {}
+        self._failed = 0
+        """How often a node failed."""
         self._choice: Choice | None = None
         self._attempt: Attempt | None = None
         self._hedged = not may_hedge
         self._won: tuple[Attempt, Answer] | None = None
         """What the first of two nodes said."""
-        self._has_turn = False
         self._started_at = self._first_at = self._last_at = trio.current_time()
-        self._wait_until = self._started_at + wait
+        self._deadline = self._started_at + budget.timeout
         self._cached_tokens: int | None = None
         self._timings = Timings()
         self._too_long: RequestRefused | None = None
+
+    @property
+    def hops(self) -> tuple[Hop, ...]:
+        """The nodes that it left, and why; the last `MAX_HOPS` of them."""
+        return tuple(self._hops)
 
     @property
     def tokens_per_second(self) -> float:
@@ -169,18 +192,28 @@ class Stream:
     async def __anext__(self) -> Chunk:
         """The next tokens. Only one task may read at a time.
 
-        Raises `NoNodeServes`, `SwarmBusy` (before the first token only), or `RequestRefused`.
+        Raises `NoNodeServes`, `SwarmBusy` (before the first token only), `RequestRefused`, or `DeadlineExceeded`.
         """
         try:
-            while self.finish_reason is None:
-                if self._attempt is None:
-                    self._attempt = await self._ask()
-                    continue
-                heard = self._take_won() or await self._next_answer(self._attempt)
-                if heard is not None and (chunk := self._judge(*heard)) is not None:
-                    return chunk
+            if self._deadline == math.inf:
+                return await self._next()
+            with trio.CancelScope(deadline=self._deadline):
+                return await self._next()
+            raise DeadlineExceeded(self._budget.timeout, len(self.token_ids))
+        except LlamaNetError:
+            self.close()
+            raise
         finally:
-            self._give_up_turn()
+            self._place.taken()
+
+    async def _next(self) -> Chunk:
+        while self.finish_reason is None:
+            if self._attempt is None:
+                self._attempt = await self._ask()
+                continue
+            heard = self._take_won() or await self._next_answer(self._attempt)
+            if heard is not None and (chunk := self._judge(*heard)) is not None:
+                return chunk
         raise StopAsyncIteration
 
     def reply(self) -> Reply:
@@ -207,7 +240,7 @@ class Stream:
 
     def close(self) -> None:
         """Stop the work at the node. May be called again."""
-        self._give_up_turn()
+        self._place.leave()
         if self._attempt is not None:
             self._attempt.finish()
             self._attempt = None
@@ -217,9 +250,12 @@ class Stream:
     async def _ask(self) -> Attempt | None:
         """Ask the best node that is left; None if it is time to look again."""
         if self._choice is None:
-            if not (self.token_ids or self._has_turn) and self._access.lobby.crowded(self._request.model):
-                await self._wait_for_turn()  # If it does not come in time, only nodes are asked that did not say when.
-            self._choice = self._make_choice(self._wishes, self._prompt_tokens(), self._failures)
+            if self._budget.is_spent(self._failed):
+                raise out_of_tries(self._wishes.model, self._failures, self._hops, self._budget)
+            await self._place.go()
+            self._choice = self._make_choice(
+                self._wishes, self._prompt_tokens(), self._failures, self._budget.max_failures
+            )
         attempt = await self._ask_next(self._choice)
         if attempt is None:
             await self._nobody_is_left(self._choice)
@@ -239,6 +275,8 @@ class Stream:
             return None
         if choice.decision is not None:
             self.choices = (*self.choices, choice.decision)[-MAX_CHOICES:]
+            if self._on_choice is not None:
+                self._on_choice(choice.decision)
         request = attrs.evolve(self._request, resume=tuple(self.token_ids))
         return Attempt(self._access, candidate, request, self._prompt_tokens())
 
@@ -251,31 +289,9 @@ class Stream:
             await trio.sleep(min(BUSY_PAUSE_S, *choice.busy.values()) * rng.uniform(*JITTER))
             return
         error = await choice.nobody()
-        if isinstance(error, NoNodeServes) and self._any_version and self._wishes.digest is not None:
-            self._wishes = attrs.evolve(self._wishes, digest=None)
-            return
         if not isinstance(error, SwarmBusy):
             raise error
-        pause = error.retry_after * rng.uniform(*JITTER)
-        if trio.current_time() + pause > self._wait_until:
-            raise error
-        if not self._has_turn:
-            behind = self._access.lobby.crowded(self._request.model)
-            await self._wait_for_turn()
-            if behind:
-                return  # Who was before has just found a place, or gone.
-        await trio.sleep(pause)
-
-    async def _wait_for_turn(self) -> None:
-        """Queue up in this client, as long as the request may wait."""
-        with trio.move_on_at(self._wait_until):
-            await self._access.lobby.enter(self._request.model, self._caller)
-            self._has_turn = True
-
-    def _give_up_turn(self) -> None:
-        if self._has_turn:
-            self._has_turn = False
-            self._access.lobby.leave(self._request.model)
+        await self._place.wait(error)
 
     def _leave(self, attempt: Attempt, reason: str) -> None:
         """Give up a node; the next one goes on. Whether it is to blame was said before."""
@@ -284,7 +300,7 @@ class Stream:
             self._choice = None  # What was known of the others is as old as this node's first token.
         elif self._choice is not None:
             self._choice.reasons[attempt.label] = reason
-        self.hops = (*self.hops, Hop(attempt.label, reason))
+        self._hops.append(Hop(attempt.label, reason))
         if attempt is self._attempt:
             self._attempt = None
 
@@ -292,8 +308,11 @@ class Stream:
         """Leave a node that failed."""
         key = attempt.candidate.service.public_key
         self._failures[key] = self._failures.get(key, 0) + 1
+        self._failed += 1
         attempt.fail()
         self._leave(attempt, reason)
+        if self._budget.is_spent(self._failed):
+            self._choice = None
 
     # --- its answers -------------------------------------------------------------------------------------------------
 
@@ -321,6 +340,7 @@ class Stream:
             try:
                 answer = await attempt.receive()
                 while isinstance(answer, Accepted):
+                    self._place.taken()
                     answer = await attempt.receive()
                 if isinstance(answer, Failed) and answer.code != "bad_request" and len(rivals) > 1:
                     self._take_failure(answer, attempt)
@@ -373,7 +393,7 @@ class Stream:
         if isinstance(answer, Tokens):
             return self._take_tokens(answer, attempt)
         if isinstance(answer, Accepted):
-            self._give_up_turn()
+            self._place.taken()
         elif isinstance(answer, Finished):
             if answer.usage.completion_tokens != len(self.token_ids):
                 counted = answer.usage.completion_tokens
@@ -404,8 +424,13 @@ class Stream:
             if self._choice is not None:
                 self._choice.spoke(attempt.candidate)
         service = attempt.candidate.service
-        if self._wishes.digest != service.facts.digest or self._wishes.model is None:
-            self._wishes = attrs.evolve(self._wishes, model=service.model, digest=service.facts.digest)
+        if service.facts.digest not in (self._wishes.digest, self._wishes.preferred) or self._wishes.model is None:
+            file = service.facts.digest
+            self._wishes = (
+                attrs.evolve(self._wishes, model=service.model, preferred=file)
+                if self._any_version
+                else attrs.evolve(self._wishes, model=service.model, digest=file)
+            )
         digest = service.facts.digest.hex()
         if not self.digests or self.digests[-1] != digest:
             self.digests = (*self.digests, digest)
@@ -441,7 +466,7 @@ class Stream:
             pause = failed.retry_after or BUSY_PAUSE_S
             self._choice.busy[attempt.label] = pause
             attempt.busy(pause)
-            self._leave(attempt, "busy")
+            self._leave(attempt, BUSY)
         elif failed.code == "slow_reader":
             self._leave(attempt, "the reader was too slow")
         elif failed.code == "draining":

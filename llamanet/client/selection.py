@@ -46,14 +46,16 @@ class Wishes:
     """Its name; None takes any."""
     digest: bytes | None = None
     """SHA-256 of the model file."""
+    preferred: bytes | None = None
+    """Likewise; nodes with another file are asked when none with this one is left."""
     min_tps: float = 0.0
     """Tokens a second of one stream."""
     max_load: float | None = None
     """Requests running and waiting, for each slot."""
     n_ctx: int = 0
     """Tokens a slot."""
-    capability: str | None = None
-    """One of `ServiceFacts.capabilities`."""
+    capabilities: tuple[str, ...] = ()
+    """Of `ServiceFacts.capabilities`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -118,8 +120,10 @@ def objection_to_service(service: Service, wishes: Wishes) -> str | None:
     facts = service.facts
     if wishes.digest is not None and facts.digest != wishes.digest:
         return f"its file is another one (SHA-256 {facts.digest.hex()[:12]}…)"
-    if wishes.capability is not None and wishes.capability not in facts.capabilities:
-        return f"it has no {wishes.capability}"
+    if missing := [capability for capability in wishes.capabilities if capability not in facts.capabilities]:
+        return f"it has no {', '.join(missing)}"
+    if facts.n_ctx < wishes.n_ctx:
+        return f"its context of {facts.n_ctx} tokens is too short"
     return None
 
 
@@ -132,11 +136,16 @@ def objection(candidate: Candidate, wishes: Wishes) -> str | None:
     state = candidate.state
     if state.tokens_per_second < wishes.min_tps:
         return f"{state.tokens_per_second:.1f} tokens/s is below min_tps {wishes.min_tps:g}"
-    load = load_of(state.running, state.waiting, state.slots)
-    if wishes.max_load is not None and load > wishes.max_load:
-        return f"load {load:.2f} is above max_load {wishes.max_load:g}"
     if state.n_ctx < wishes.n_ctx:
         return f"its context of {state.n_ctx} tokens is too short"
+    return None
+
+
+def overload(candidate: Candidate, wishes: Wishes) -> str | None:
+    """Why `candidate` does not do for now, in a few words; None if it does."""
+    load = load_of(candidate.state.running, candidate.state.waiting, candidate.state.slots)
+    if wishes.max_load is not None and load > wishes.max_load:
+        return f"load {load:.2f} is above max_load {wishes.max_load:g}"
     return None
 
 
@@ -145,19 +154,15 @@ def shortfalls(candidates: Iterable[Candidate], wishes: Wishes) -> list[str]:
     candidates = list(candidates)
     if not candidates:
         return []
-
-    def load(candidate: Candidate) -> float:
-        return load_of(candidate.state.running, candidate.state.waiting, candidate.state.slots)
-
     found = []
     fastest = max(candidates, key=lambda candidate: candidate.state.tokens_per_second)
     if fastest.state.tokens_per_second < wishes.min_tps:
         label, rate = fastest.service.facts.label, fastest.state.tokens_per_second
         found.append(f"min_tps {wishes.min_tps:g} was asked, and the fastest, {label}, has {rate:.1f} tokens/s")
-    idlest = min(candidates, key=load)
-    if wishes.max_load is not None and load(idlest) > wishes.max_load:
-        label = idlest.service.facts.label
-        found.append(f"max_load {wishes.max_load:g} was asked, and the idlest, {label}, has load {load(idlest):.2f}")
+    loads = {c.service.facts.label: load_of(c.state.running, c.state.waiting, c.state.slots) for c in candidates}
+    idlest = min(loads, key=loads.__getitem__)
+    if wishes.max_load is not None and loads[idlest] > wishes.max_load:
+        found.append(f"max_load {wishes.max_load:g} was asked, and the idlest, {idlest}, has load {loads[idlest]:.2f}")
     largest = max(candidates, key=lambda candidate: candidate.state.n_ctx)
     if largest.state.n_ctx < wishes.n_ctx:
         label, n_ctx = largest.service.facts.label, largest.state.n_ctx

@@ -25,6 +25,7 @@ from llamanet.node.sequence import Sequence
 from llamanet.node.worker import ThreadWorker, Worker
 from llamanet.wire.inference import (
     CAPABILITY_EMBEDDINGS,
+    CAPABILITY_GRAMMAR,
     Accepted,
     Embed,
     Embeddings,
@@ -143,7 +144,8 @@ class Engine:
         self._embedded = 0
         self._embed_rate = 0.0
         """Tokens a second of texts, beside what else there is to do."""
-        self.capabilities = (CAPABILITY_EMBEDDINGS,) if core.backend.n_embd else ()
+        able = {CAPABILITY_EMBEDDINGS: core.backend.n_embd > 0, CAPABILITY_GRAMMAR: core.backend.generates}
+        self.capabilities = tuple(name for name in able if able[name])
         """What nodes announce."""
         self._running = 0
         self._closed = False

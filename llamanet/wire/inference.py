@@ -60,6 +60,8 @@ MAX_TEXTS = 32
 MAX_VECTOR_BYTES = 4 * 16_384
 CAPABILITY_EMBEDDINGS = "embeddings"
 """In `ServiceFacts.capabilities` of a node that answers `Embed`."""
+CAPABILITY_GRAMMAR = "grammar"
+"""Likewise of one that follows grammars and JSON schemas, and so also calls tools."""
 
 _request_id = integer(0, 2**53 - 1)
 _token_ids = list_of_integers(0, MAX_TOKEN_ID, MAX_TOKENS)

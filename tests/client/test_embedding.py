@@ -121,7 +121,8 @@ async def test_cancelling_leaves_nothing(autojump_clock, cluster):
     assert (await client.embed(["hello"])).vectors == (scripted_vector("hello"),)
 
 
-async def test_a_full_node_is_busy(autojump_clock, nursery):
+@pytest.mark.parametrize(("wait", "expected"), [(0, [1, 1, MAX_TEXTS]), (10, [MAX_TEXTS] * 3)])
+async def test_a_full_node_is_busy_and_waited_for(autojump_clock, nursery, wait, expected):
     cluster = Cluster(nursery)
     await cluster.start_nodes(1, step_time=0.05, max_waiting=1)
     client = await cluster.start_client()
@@ -129,11 +130,12 @@ async def test_a_full_node_is_busy(autojump_clock, nursery):
 
     async def embed():
         try:
-            outcomes.append(len((await client.embed(TEXTS[:MAX_TEXTS])).vectors))
+            outcomes.append(len((await client.embed(TEXTS[:MAX_TEXTS], wait=wait)).vectors))
         except SwarmBusy as error:
             outcomes.append(error.retry_after > 0)
 
     async with trio.open_nursery() as calls:
         for _ in range(3):
             calls.start_soon(embed)
-    assert sorted(outcomes) == [1, 1, MAX_TEXTS]
+    assert sorted(outcomes) == expected
+    assert (client._access.lobby.waiting, client._access.lobby.under_way(None)) == (0, 0)

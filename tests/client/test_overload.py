@@ -65,7 +65,7 @@ async def test_who_may_not_wait_is_told_the_soonest_time(autojump_clock, nursery
             first.close()
             await trio.sleep(20)
             pytest.fail("the free place was not taken")
-    assert not client._access.lobby.crowded(None)
+    assert client._access.lobby.waiting == 0
 
 
 async def test_nobody_rushes_at_nodes_that_said_when_to_come_back(autojump_clock, nursery, monkeypatch):
@@ -108,7 +108,7 @@ async def test_waiting_is_cancelled_everywhere_and_nothing_is_left(autojump_cloc
                     inner.start_soon(lambda: client.generate("c", wait=1000))
                 await trio.sleep(delay * 0.011)
                 inner.cancel_scope.cancel()
-            assert not client._access.lobby.crowded(None)
+            assert client._access.lobby.waiting == 0
 
 
 async def test_turns_go_round_among_callers(autojump_clock):

@@ -11,6 +11,7 @@ from llamanet.client.selection import (
     estimated_ttft,
     load_of,
     objection,
+    overload,
     ranked,
     tokens_in,
     with_one_more,
@@ -107,12 +108,19 @@ def test_equals_by_load_and_then_at_random():
         (candidate(draining=True), Wishes(), "it is shutting down"),
         (candidate(), Wishes(digest=bytes([1]) * 32), "its file is another one (SHA-256 000000000000…)"),
         (candidate(), Wishes(min_tps=50.5), "50.0 tokens/s is below min_tps 50.5"),
-        (candidate(running=3, waiting=1), Wishes(max_load=0.8), "load 1.00 is above max_load 0.8"),
         (candidate(), Wishes(n_ctx=4096), "its context of 2048 tokens is too short"),
     ],
 )
 def test_objections(chosen, wishes, reason):
     assert objection(chosen, wishes) == reason
+
+
+def test_overload():
+    busy = candidate(running=3, waiting=1)
+    assert objection(busy, Wishes(max_load=0.8)) is None
+    assert overload(busy, Wishes(max_load=0.8)) == "load 1.00 is above max_load 0.8"
+    assert overload(busy, Wishes(max_load=1.0)) is None
+    assert overload(busy, Wishes()) is None
 
 
 def test_load_and_length():
