@@ -78,16 +78,16 @@ def table(cases: Sequence[Case]) -> str:
     return "\n".join(lines)
 
 
-def main(measure: Callable[[bool], list[Case]]) -> None:
-    """Run a benchmark from the command line."""
+def main(measure: Callable[..., list[Case]]) -> None:
+    """Run a benchmark from the command line; options with which `measure` is decorated are its own."""
 
     @click.command(help=sys.modules["__main__"].__doc__)
     @click.option("--quick", is_flag=True, help="End within 50 s.")
     @click.option("--json", "json_path", metavar="PATH", help="Write the cases as JSON; - for standard output.")
-    def command(quick: bool, json_path: str | None) -> None:
+    def command(quick: bool, json_path: str | None, **own: Any) -> None:
         # Told to stop, end as after Ctrl-C: through the `finally` blocks that end the node processes.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        cases = measure(quick)
+        cases = measure(quick, **own)
         click.echo(table(cases), err=json_path == "-")
         if json_path:
             entries = [
@@ -98,4 +98,5 @@ def main(measure: Callable[[bool], list[Case]]) -> None:
                 json.dump({"cases": entries, "machine": machine()}, file, indent=2)
                 file.write("\n")
 
+    command.params += getattr(measure, "__click_params__", [])
     command()
