@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import attrs
 import click
 
+from llamanet.cli.http import HTTP_SETTINGS, http_settings, need_packages
 from llamanet.cli.logs import set_up_logging
 from llamanet.cli.options import log_settings, setting, swarm_settings
 from llamanet.node.config import CACHE_TYPES, FLASH_ATTENTION, SPLIT_MODES, NodeConfig
@@ -83,12 +84,14 @@ def choice(name: str, allowed: Sequence[str], help: str) -> Callable[[F], F]:
 @number(
     "idle_unload", float, "Seconds without a request after which a model is unloaded until the next.", default="never"
 )
+@http_settings(None)
 @setting("owner_first", is_flag=True, help="Take no new requests while other programs keep this machine busy.")
 def command(**settings: Any) -> None:
     """Serve models to the swarm.
 
     A flag comes before its variable, and a variable before the default. An empty variable is an unset one.
     """
+    http = {name: settings.pop(name) for name in HTTP_SETTINGS}
     config = NodeConfig(**settings)
     set_up_logging(config.log_level, config.log_format)
     # Imported only now, so that --help and a mistaken setting are answered at once.
@@ -98,4 +101,11 @@ def command(**settings: Any) -> None:
     from llamanet.node.service import run_node
 
     with progress_bars() as report:
-        trio.run(run_node, config, report)
+        if http["http_port"] is None:
+            trio.run(run_node, config, report)
+        else:
+            need_packages()
+            from llamanet.cli.node_http import run_node_with_http
+            from llamanet.gateway.config import GatewayConfig
+
+            trio.run(run_node_with_http, config, report, GatewayConfig(**http))

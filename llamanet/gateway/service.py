@@ -10,6 +10,7 @@ import logging
 import signal
 import socket
 import ssl
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from llamanet.gateway.limits import MAX_HEADER_BYTES
 from llamanet.node.service import bind, resolve_host
 from llamanet.settings import setting_name
 from llamanet.swarm import Swarm
+from llamanet.wire.inference import ModelStatus
 from llamanet.wire.rpc import Address
 
 log = logging.getLogger(__name__)
@@ -52,27 +54,39 @@ class Server:
     """Set it to drain."""
 
 
+async def bind_http(config: GatewayConfig) -> trio.socket.SocketType:
+    """The socket that a gateway will listen on. Raises `UserError`."""
+    address = await resolve_host(config.http_host, "http_host")
+    return await bind(address, config.http_port, ("http_host", "http_port"))
+
+
 async def serve_gateway(
-    swarm: Asked, config: GatewayConfig, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED
+    swarm: Asked,
+    config: GatewayConfig,
+    *,
+    bound: trio.socket.SocketType | None = None,
+    engines: Callable[[], tuple[ModelStatus, ...]] = tuple,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `swarm` over HTTP until cancelled, or until `stop` of the started `Server` has drained it.
 
-    Raises `UserError` in one line for what the user can mend.
+    `bound` comes from `bind_http`, for who wants to know early whether the port is free. `engines` tells of the models
+    that this very process serves. Raises `UserError` in one line for what the user can mend.
     """
     context = _tls_context(config)
-    address = await resolve_host(config.http_host, "http_host")
-    with await bind(address, config.http_port, ("http_host", "http_port")) as sock:
+    with bound or await bind_http(config) as sock:
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             # Connections inherit it. Elsewhere than on Linux a stalled reader is kept until it goes, or we do.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * STALL_S)
         sock.listen(BACKLOG)
         host, port = sock.getsockname()[:2]
-        gateway = Gateway(swarm=swarm, config=config)
+        gateway = Gateway(swarm=swarm, config=config, engines=engines)
         server = Server(gateway, f"{'https' if context else 'http'}://{Address(host, port)}", gateway.draining)
         app = build_app(gateway)
         async with trio.open_nursery() as nursery:
             for service in SERVICES:
                 nursery.start_soon(service, gateway)
+            log.info("The gateway serves %s", server.url)
             task_status.started(server)
             await _serve(app, trio.SocketListener(sock), context, server.stop)
             nursery.cancel_scope.cancel()
@@ -143,7 +157,6 @@ async def run_gateway(config: GatewayConfig) -> None:
         ):
             server: Server = await inner.start(serve_gateway, swarm, config)
             servers.append(server)
-            log.info("The gateway serves %s", server.url)
         nursery.cancel_scope.cancel()
 
     with ungrouped(), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

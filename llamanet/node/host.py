@@ -76,7 +76,7 @@ class Host:
         """
         self.label = label or short_name(identity.node_id)
         self.endpoint = Endpoint(self.label, server_tls(identity) if tls else None)
-        self.leaving = False
+        self.told_to_leave = trio.Event()
         """Set by `drain`, for good."""
         self._tls = tls
         self._make_worker = make_worker
@@ -249,8 +249,13 @@ class Host:
 
     def drain(self) -> None:
         """Take no new requests, withdraw what was announced, and end `serve` when what runs has finished."""
-        self.leaving = True
+        self.told_to_leave.set()
         self._update()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether `drain` was called."""
+        return self.told_to_leave.is_set()
 
     @property
     def held_by(self) -> tuple[str, ...]:

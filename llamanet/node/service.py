@@ -9,6 +9,7 @@ import logging
 import math
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 
 import attrs
 import trio
@@ -46,22 +47,34 @@ class Node:
     """Inference, TCP."""
 
 
+Beside = Callable[[Node], Awaitable[None]]
+"""What else a node's process does. It ends in its own time once `node.host.told_to_leave` is set."""
+
+
 async def serve_node(
-    config: NodeConfig, report: Report | None = None, *, task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED
+    config: NodeConfig,
+    report: Report | None = None,
+    beside: Beside | None = None,
+    *,
+    task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a node until cancelled, or until `node.host.drain()` has done its work.
 
-    `report` is told how far pulling, hashing and loading are; None: the log is.
+    `report` is told how far pulling, hashing and loading are; None: the log is. `beside` runs as long as the node does.
 
     Both ports are bound before the models are loaded, so that a taken one is told at once, and answer only after.
     Raises `UserError` in one line for what the user can mend; for the model files first.
     """
     with ungrouped(), contextlib.ExitStack() as held:
-        await _serve_node(config, report or LogReport(), held, task_status)
+        await _serve_node(config, report or LogReport(), beside, held, task_status)
 
 
 async def _serve_node(
-    config: NodeConfig, report: Report, held: contextlib.ExitStack, task_status: trio.TaskStatus[Node]
+    config: NodeConfig,
+    report: Report,
+    beside: Beside | None,
+    held: contextlib.ExitStack,
+    task_status: trio.TaskStatus[Node],
 ) -> None:
     data_dir = config.data_dir or default_data_dir()
     membership = as_membership(
@@ -130,24 +143,28 @@ async def _serve_node(
             nursery.start_soon(serve_control, control, Control(host, load, about))
         if config.owner_first:
             nursery.start_soon(put_owner_first, host, LoadMeter())
-        task_status.started(Node(host, dht, address.port))
-        await host.serve(
-            dht, [listener], address, announce=config.announce, heartbeat_interval=config.heartbeat_interval
-        )
+        node = Node(host, dht, address.port)
+        async with trio.open_nursery() as company:
+            if beside is not None:
+                company.start_soon(beside, node)
+            task_status.started(node)
+            await host.serve(
+                dht, [listener], address, announce=config.announce, heartbeat_interval=config.heartbeat_interval
+            )
         log.info("Node %s has left the swarm", host.label)
         nursery.cancel_scope.cancel()
 
 
-async def run_node(config: NodeConfig, report: Report | None = None) -> None:
+async def run_node(config: NodeConfig, report: Report | None = None, beside: Beside | None = None) -> None:
     """Run a node until SIGINT or SIGTERM drains it; a second signal, or one before it is up, stops it at once.
 
-    `report` is as in `serve_node`.
+    `report` and `beside` are as in `serve_node`.
     """
     nodes: list[Node] = []
 
     async def serve() -> None:
         async with trio.open_nursery() as inner:
-            nodes.append(await inner.start(serve_node, config, report))
+            nodes.append(await inner.start(serve_node, config, report, beside))
         nursery.cancel_scope.cancel()
 
     with ungrouped(), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

@@ -1,0 +1,59 @@
+"""What `llamanet gateway` and `llamanet node --http-port` have in common: the options of HTTP, and its packages."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from llamanet.cli.options import setting
+from llamanet.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+PACKAGES = ("hypercorn", "starlette", "pydantic", "prometheus_client")
+PORT = 8080
+
+
+class _Listed(click.types.StringParamType):
+    """A text of which a variable holds several, separated by commas."""
+
+    envvar_list_splitter = ","
+
+
+_file: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "FILE"}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "http_port": {"type": int, "help": "OpenAI's API, the page and /metrics (TCP); 0: any free port."},
+    "http_host": {"default": "127.0.0.1", "show_default": True, "help": "The address that HTTP is served on."},
+    "http_tls_cert": {**_file, "help": "A certificate chain, for HTTPS."},
+    "http_tls_key": {**_file, "help": "The certificate's key."},
+    "api_key_file": {**_file, "help": "API keys, one a line; needed to serve other machines."},
+    "no_auth": {"is_flag": True, "help": "Let everybody ask who reaches the port."},
+    "cors_origin": {
+        "multiple": True,
+        "type": _Listed(),
+        "metavar": "ORIGIN",
+        "help": "An origin whose pages may ask, such as https://chat.example.org; give it again for more.",
+    },
+    "open_metrics": {"is_flag": True, "help": "Serve /metrics without a key."},
+}
+HTTP_SETTINGS = tuple(_SETTINGS)
+
+
+def http_settings(port: int | None) -> Callable[[F], F]:
+    """The options of HTTP, by the names of `GatewayConfig`; the port may be None, and then nothing is served."""
+
+    def add_all(function: F) -> F:
+        for name, attributes in reversed(_SETTINGS.items()):
+            told = {"default": port, "show_default": True if port else "none"} if name == "http_port" else {}
+            function = setting(name, **attributes, **told)(function)
+        return function
+
+    return add_all
+
+
+def need_packages() -> None:
+    """Raises `UserError` if the packages of the extra `gateway` are not installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"serving HTTP needs more packages ({', '.join(missing)}): pip install 'llamanet[gateway]'")
