@@ -22,6 +22,7 @@ Rules:
 import bisect
 import enum
 import itertools
+import operator
 from collections.abc import Iterable, Iterator
 
 import attrs
@@ -48,6 +49,7 @@ class _Candidate:
     distance: int
     places: list[Contact]
     tellers: set[NodeId | None]
+    """Who told of it; None if we knew it."""
     place: int = 0
     state: _State = _State.NEW
 
@@ -65,6 +67,9 @@ class _Candidate:
         if self.place + 1 < len(self.places):
             self.place += 1
             self.state = _State.NEW
+
+
+_distance_of = operator.attrgetter("distance")
 
 
 class _Path:
@@ -113,6 +118,11 @@ class _Path:
         self._distances.insert(place, candidate.distance)
         self._order.insert(place, candidate)
 
+    def start(self, candidates: list[_Candidate]) -> None:
+        """Take in the first candidates: all different, nearest first."""
+        self._order = candidates
+        self._distances = [candidate.distance for candidate in candidates]
+
     def note_answer(self, candidate: _Candidate) -> None:
         """Whether it got nearer by this answer decides how many are asked at once."""
         if self._nearest_answer is None or candidate.distance < self._nearest_answer:
@@ -139,7 +149,7 @@ class Lookup:
     Args:
       target: 32 bytes, an id or a key.
       own_id: ours, which is never asked.
-      seeds: whom to ask first, nearest first; dealt out among the paths.
+      seeds: whom to ask first, each id once; dealt out among the paths.
       count: how many contacts to find.
       alpha: requests under way at once, on each path.
       narrow: whether to ask one contact at a time at first; only with one path.
@@ -166,10 +176,13 @@ class Lookup:
         self.narrow = narrow
         """Whether one contact is asked at a time."""
         self._near = near
-        seeds = list(seeds)
-        self._paths = [_Path(count, alpha) for _ in range(max(1, min(paths, len(seeds))))]
+        for seed in seeds:
+            if seed.node_id != own_id:
+                self._by_id[seed.node_id] = _Candidate(seed.number ^ self._number, [seed], {None})
+        candidates = sorted(self._by_id.values(), key=_distance_of)
+        self._paths = [_Path(count, alpha) for _ in range(max(1, min(paths, len(candidates))))]
         for number, path in enumerate(self._paths):
-            self._tell(path, seeds[number :: len(self._paths)])
+            path.start(candidates[number :: len(self._paths)])
 
     @property
     def paths(self) -> int:
@@ -230,8 +243,8 @@ class Lookup:
         found = {candidate.distance: candidate.contact for path in self._paths for candidate in path.closest()}
         return [found[distance] for distance in sorted(found)]
 
-    def _tell(self, path: _Path, contacts: Iterable[Contact], teller: NodeId | None = None) -> None:
-        """`path` hears of `contacts` from `teller`; from nobody if we knew them."""
+    def _tell(self, path: _Path, contacts: Iterable[Contact], teller: NodeId) -> None:
+        """`path` hears of `contacts` from `teller`."""
         for contact in contacts:
             if contact.node_id == self._own_id:
                 continue

@@ -135,22 +135,23 @@ class Simulation:
         if not self.upkeep:
             self.run()
 
-    def refresh(self) -> None:
-        """Fill tables as upkeep does in a node's first minute: by looking up an id in each bucket.
+    def settle(self) -> None:
+        """Fill all tables, as long acquaintance does: into each bucket that has room come random nodes.
 
-        Only those buckets take their turn, nodes in random order, that have room and nodes that could fill it; in the
-        others nothing would change. For networks without upkeep, in which a node's joining fills but part of its table.
+        A table's own rules decide. For networks without upkeep, in which a node's joining fills but part of its table.
         """
-        k, numbers = self.config.k, sorted(node.contact.number for node in self.nodes)
-        for node in self.rng.sample(self.nodes, len(self.nodes)):
+        k, nodes = self.config.k, sorted(self.nodes, key=lambda node: node.contact.number)
+        numbers = [node.contact.number for node in nodes]
+        for node in self.nodes:
             for shared, size in enumerate(node.table.bucket_sizes[:-1]):
-                target = random_id_sharing(node.contact.node_id, shared, self.rng)
                 free = ID_BITS - shared - 1
-                first = number_of(target) >> free << free
-                nodes = bisect.bisect_left(numbers, first + (1 << free)) - bisect.bisect_left(numbers, first)
-                if size < min(k, nodes):
-                    node.find_nodes(target, k, lambda found: None)
-            self.run()
+                first = number_of(random_id_sharing(node.contact.node_id, shared, self.rng)) >> free << free
+                start, end = bisect.bisect_left(numbers, first), bisect.bisect_left(numbers, first + (1 << free))
+                room = k - size
+                for index in self.rng.sample(range(start, end), min(k, end - start)) if room else ():
+                    if room and nodes[index].contact.node_id not in node.table:
+                        node.table.answered(nodes[index].contact, self.now)
+                        room -= 1
 
     def leave(self, node: SimulatedNode) -> None:
         """`node` goes without a word, and is forgotten here, if it has not gone before."""

@@ -135,17 +135,19 @@ def _end_untrusted(data: bytes) -> int:
 def _check_shape(container: Plain, depth: int) -> None:
     level = [container]
     for _ in range(depth):
-        level = [child for outer in level for child in _children(outer) if type(child) in _CONTAINERS]
+        level = [
+            child
+            for outer in level
+            for child in (outer if type(outer) is list else _values_of(outer))
+            if type(child) in _CONTAINERS
+        ]
         if not level:
             return
     raise BadMessage("nested too deeply")
 
 
-def _children(container: Plain) -> Iterable[Plain]:
-    if type(container) is list:
-        return container
-    for key in container:
+def _values_of(mapping: dict[Plain, Plain]) -> Iterable[Plain]:
+    for key in mapping:
         if type(key) is not str:
             raise BadMessage("map keys are strings")
-    values: Iterable[Plain] = container.values()
-    return values
+    return mapping.values()

@@ -155,9 +155,11 @@ def test_upkeep_notices_the_dead_and_fills_the_table():
     assert len(lonely.table) >= min(before, 40)
 
 
-def test_refreshing_fills_tables():
+def test_settling_fills_tables():
     sim = grown(100)
     before = sum(len(node.table) for node in sim.nodes)
-    sim.refresh()
+    events = sim.events
+    sim.settle()
+    assert sim.events == events
     assert sum(len(node.table) for node in sim.nodes) > 1.3 * before
     assert all(node.table.bucket_sizes[0] == sim.config.k for node in sim.nodes)
