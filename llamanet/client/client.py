@@ -37,6 +37,7 @@ from llamanet.wire.identity import PublicKey
 from llamanet.wire.inference import (
     CAPABILITY_EMBEDDINGS,
     CAPABILITY_GRAMMAR,
+    CAPABILITY_JSON,
     MAX_MESSAGE_BYTES,
     MAX_SEED,
     ChatMessage,
@@ -128,8 +129,8 @@ def _as_json(schema: object) -> str:
 def needed_capabilities(request: Generate) -> tuple[str, ...]:
     """What a node must be able to do for `request`, of `ServiceFacts.capabilities`."""
     sampling = request.sampling
-    bound = sampling.grammar is not None or sampling.json_schema is not None or request.tools
-    return (CAPABILITY_GRAMMAR,) if bound else ()
+    grammar = (CAPABILITY_GRAMMAR,) if sampling.grammar is not None else ()
+    return (*grammar, CAPABILITY_JSON) if sampling.json_schema is not None or request.tools else grammar
 
 
 def make_budget(*, wait: float, tries: int | None, timeout: float, caller: Hashable) -> Budget:
@@ -320,7 +321,10 @@ class SwarmClient:
         options.setdefault("wait", math.inf)
         caller = object()
         # What is wrong with the options is told once.
-        (await self.open("any prompt", caller=caller, **options)).close()
+        prompt: Any = {"prompt": "any prompt"}
+        if options.get("tools") and "messages" not in options:
+            prompt = {"messages": [ChatMessage(role="user", content="any")]}
+        (await self.open(**prompt, caller=caller, **options)).close()
 
         async def ask(prompt: Prompt) -> Reply:
             if isinstance(prompt, str):
@@ -356,10 +360,13 @@ class SwarmClient:
             return await Embedder(self._access, self._make_choice, wishes, budget).run(batches)
         raise DeadlineExceeded(timeout)
 
-    async def nodes(self, model: str | None = None) -> list[NodeView]:
-        """The nodes that are alive, or those that serve `model`. Raises `NotJoined`."""
+    async def nodes(self, model: str | None = None, *, node: str | None = None) -> list[NodeView]:
+        """The nodes that are alive, or of them those that serve `model`, or that have the label or id `node`.
+
+        Raises `NotJoined`.
+        """
         await self._wait_joined()
-        return await list_nodes(self._dht, self._directory, model)
+        return await list_nodes(self._dht, self._directory, model, node)
 
     async def models(self) -> list[ModelView]:
         """The models that can be asked for. Raises `NotJoined`."""

@@ -30,7 +30,17 @@ from llamanet.client.selection import Wishes, tokens_in
 from llamanet.client.tool_calls import CallReader, Parsed, ToolCallDelta
 from llamanet.errors import DeadlineExceeded, LlamaNetError, NodeFailed, NoNodeServes, RequestRefused, SwarmBusy
 from llamanet.wire.identity import PublicKey
-from llamanet.wire.inference import Accepted, Failed, Finished, Generate, Timings, TokenLogprobs, Tokens, Usage
+from llamanet.wire.inference import (
+    CAPABILITY_TEXT_RESUME,
+    Accepted,
+    Failed,
+    Finished,
+    Generate,
+    Timings,
+    TokenLogprobs,
+    Tokens,
+    Usage,
+)
 from llamanet.wire.tools import FORMATS, ToolCall
 
 MAX_CHOICES = 16
@@ -157,6 +167,8 @@ class Stream:
         self._on_choice = on_choice
         self._hops: deque[Hop] = deque(maxlen=MAX_HOPS)
         self._texts: list[str] = []
+        self._said: list[str] = []
+        """As nodes wrote it: with the calls of tools, which `_texts` lacks."""
         self._logprobs: list[TokenLogprobs] = []
         self._tool_format: str | None = None
         self._calls: CallReader | None = None
@@ -277,7 +289,10 @@ class Stream:
             self.choices = (*self.choices, choice.decision)[-MAX_CHOICES:]
             if self._on_choice is not None:
                 self._on_choice(choice.decision)
-        request = attrs.evolve(self._request, resume=tuple(self.token_ids))
+        by_text = self.token_ids and CAPABILITY_TEXT_RESUME in candidate.service.facts.capabilities
+        request = attrs.evolve(
+            self._request, resume=tuple(self.token_ids), resume_text="".join(self._said) if by_text else None
+        )
         return Attempt(self._access, candidate, request, self._prompt_tokens())
 
     async def _nobody_is_left(self, choice: Choice) -> None:
@@ -434,7 +449,12 @@ class Stream:
         digest = service.facts.digest.hex()
         if not self.digests or self.digests[-1] != digest:
             self.digests = (*self.digests, digest)
+        needed = self._wishes.capabilities
+        if CAPABILITY_TEXT_RESUME in service.facts.capabilities and CAPABILITY_TEXT_RESUME not in needed:
+            # Its ids are worth nothing to a node that has the model itself.
+            self._wishes = attrs.evolve(self._wishes, capabilities=(*needed, CAPABILITY_TEXT_RESUME))
         self.token_ids += tokens.token_ids
+        self._said.append(tokens.text)
         self._logprobs += tokens.logprobs
         text, deltas = calls.feed(tokens.text) if calls else Parsed(tokens.text)
         self._texts.append(text)

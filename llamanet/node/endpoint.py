@@ -16,6 +16,7 @@ import ssl
 import sys
 from collections.abc import Iterable
 from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 import trio
@@ -24,8 +25,9 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 
 from llamanet._version import __version__
 from llamanet.errors import BadMessage, EngineBusy
+from llamanet.node.answer import Answer
 from llamanet.node.cork import Cork
-from llamanet.node.engine import Engine, Generation
+from llamanet.node.engine import Engine
 from llamanet.node.rates import Rates
 from llamanet.node.sleeper import Sleeper
 from llamanet.wire.inference import (
@@ -46,10 +48,17 @@ from llamanet.wire.inference import (
     request_id_of_untrusted,
 )
 
+if TYPE_CHECKING:
+    from llamanet.node.upstream import UpstreamEngine
+
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 log = logging.getLogger(__name__)
+
+Serving: TypeAlias = "Engine | UpstreamEngine"
+"""What answers requests for one model."""
+Served: TypeAlias = "Serving | Sleeper"
 
 MAX_CONNECTIONS = 256
 """A further one takes the place of the one that is idle for longest, and is closed at once if none is idle. With
@@ -88,7 +97,7 @@ class Endpoint:
     def __init__(self, label: str, tls: ssl.SSLContext | None) -> None:
         """`label` is the node's name in replies; without `tls` the endpoint speaks plain `ws://`."""
         self.label = label
-        self.engines: dict[str, Engine] = {}
+        self.engines: dict[str, Serving] = {}
         """By model name; the first one serves requests that name no model."""
         self.sleeping: dict[str, Sleeper] = {}
         """Models that are loaded when somebody asks for them."""
@@ -184,14 +193,14 @@ class Endpoint:
             raise
         return stream
 
-    def served(self) -> dict[str, Engine | Sleeper]:
+    def served(self) -> dict[str, "Served"]:
         """All models that can be asked for, by name."""
         return {**self.engines, **self.sleeping}
 
-    def engine_for(self, request: Generate | Embed) -> Engine | Sleeper | Failed:
+    def engine_for(self, request: Generate | Embed) -> "Served | Failed":
         """The engine that `request` is for, or why there is none."""
         if self.draining:
-            return Failed(id=request.id, code="draining", message="the node is shutting down")
+            return Failed(id=request.id, code="draining", message="the node takes no new requests")
         engines = self.served()
         engine = engines.get(request.model) if request.model else next(iter(engines.values()), None)
         if engine is None and request.model in self.withdrawn:
@@ -211,7 +220,7 @@ class Endpoint:
         """The node's state, all models included."""
         models = []
         for engine in self.served().values():
-            state, rates = engine.state(), engine.rates if isinstance(engine, Engine) else Rates()
+            state, rates = engine.state(), Rates() if isinstance(engine, Sleeper) else engine.rates
             models.append(
                 ModelStatus(
                     name=engine.name,
@@ -286,12 +295,12 @@ class _Connection:
         self._dropped = False
         self.heard_at = trio.current_time()
         """When the peer last sent something, on trio's clock."""
-        self._generations: dict[int, Generation] = {}
+        self._generations: dict[int, Answer] = {}
         self._tasks: dict[int, trio.CancelScope] = {}
         """Requests to embed, and those that wait for their model to be loaded."""
         self._replies: list[NodeMessage] = []
         """Whole answers that wait to be written."""
-        self._speaking: dict[Generation, None] = {}
+        self._speaking: dict[Answer, None] = {}
         """Those that have something to say, in the order in which they had."""
         self._closing: _Close | None = None
         """Said after all else."""
@@ -391,7 +400,7 @@ class _Connection:
         self._answers -= requests
         self._endpoint.count_request(-requests)
 
-    def _generate(self, request: Generate, engine: Engine | Failed) -> None:
+    def _generate(self, request: Generate, engine: "Serving | Failed") -> None:
         if isinstance(engine, Failed):
             self._reply(engine)
             return
@@ -404,7 +413,7 @@ class _Connection:
         generation.on_news = partial(self._speak, generation)
         self._speak(generation)
 
-    async def _awake(self, request: Generate | Embed) -> Engine | Failed:
+    async def _awake(self, request: Generate | Embed) -> "Serving | Failed":
         engine = self._endpoint.engine_for(request)
         while isinstance(engine, Sleeper):
             await engine.wake()
@@ -441,7 +450,7 @@ class _Connection:
         self._replies.append(message)
         self._news.unpark_all()
 
-    def _speak(self, generation: Generation) -> None:
+    def _speak(self, generation: Answer) -> None:
         self._speaking[generation] = None
         self._news.unpark_all()
 

@@ -26,6 +26,7 @@ from llamanet.node.worker import ThreadWorker, Worker
 from llamanet.wire.inference import (
     CAPABILITY_EMBEDDINGS,
     CAPABILITY_GRAMMAR,
+    CAPABILITY_JSON,
     Accepted,
     Embed,
     Embeddings,
@@ -144,7 +145,12 @@ class Engine:
         self._embedded = 0
         self._embed_rate = 0.0
         """Tokens a second of texts, beside what else there is to do."""
-        able = {CAPABILITY_EMBEDDINGS: core.backend.n_embd > 0, CAPABILITY_GRAMMAR: core.backend.generates}
+        generates = core.backend.generates
+        able = {
+            CAPABILITY_EMBEDDINGS: core.backend.n_embd > 0,
+            CAPABILITY_GRAMMAR: generates,
+            CAPABILITY_JSON: generates,
+        }
         self.capabilities = tuple(name for name in able if able[name])
         """What nodes announce."""
         self._running = 0

@@ -60,8 +60,12 @@ MAX_TEXTS = 32
 MAX_VECTOR_BYTES = 4 * 16_384
 CAPABILITY_EMBEDDINGS = "embeddings"
 """In `ServiceFacts.capabilities` of a node that answers `Embed`."""
+CAPABILITY_TEXT_RESUME = "resume-text"
+"""Of a node whose token ids are only places in the answer: it goes on from `Generate.resume_text`."""
+CAPABILITY_JSON = "json"
+"""Of a node that holds answers to JSON schemas, and calls of tools to theirs."""
 CAPABILITY_GRAMMAR = "grammar"
-"""Likewise of one that follows grammars and JSON schemas, and so also calls tools."""
+"""Likewise of one that follows GBNF grammars."""
 
 _request_id = integer(0, 2**53 - 1)
 _token_ids = list_of_integers(0, MAX_TOKEN_ID, MAX_TOKENS)
@@ -162,6 +166,8 @@ class Generate:
         list_of(map_of(ChatMessage), MAX_CHAT_MESSAGES), encoded_list(to_map), default=()
     )
     resume: tuple[int, ...] = wire_field(_token_ids, list, default=())
+    resume_text: str | None = wire_field(optional(text(MAX_PROMPT_CHARS)), default=None)
+    """The text of `resume`, for nodes with `CAPABILITY_TEXT_RESUME`; others do not look at it."""
     digest: bytes | None = wire_field(optional(hex_bytes(32)), encoded_optional(bytes.hex), default=None)
     sampling: Sampling = wire_field(map_of(Sampling), to_map, factory=Sampling)
     tools: tuple[Tool, ...] = wire_field(list_of(map_of(Tool), MAX_TOOLS), encoded_list(to_map), default=())

@@ -170,7 +170,7 @@ async def test_what_a_node_must_be_able_to_do(autojump_clock, nursery):
         await client.generate("hello", min_context=1000)
     await cluster.start_node("embeds", generates=False, n_ctx=1024)
     await trio.sleep(3)
-    with pytest.raises(NoNodeServes, match="embeds: it has no grammar"):
+    with pytest.raises(NoNodeServes, match="embeds: it has no json"):
         await client.generate("hello", min_context=1000, response_format={"type": "json_object"})
     await cluster.start_node("large", n_ctx=2048)
     await trio.sleep(3)

@@ -39,7 +39,7 @@ async def test_a_lost_node_is_replaced(autojump_clock, cluster, nursery):
 
     nursery.start_soon(embed)
     await trio.sleep(0.15)
-    busy = [label for label, node in cluster.nodes.items() if node.host.endpoint._requests]
+    busy = [label for label, node in cluster.nodes.items() if node.host.endpoint.requests]
     assert len(busy) == 1
     cluster.kill(busy[0])
     await trio.sleep(5)
@@ -116,7 +116,7 @@ async def test_cancelling_leaves_nothing(autojump_clock, cluster):
         await client.embed(TEXTS * 4)
     await trio.sleep(1)
     for node in cluster.nodes.values():
-        assert node.host.endpoint._requests == 0
+        assert node.host.endpoint.requests == 0
         assert all(not engine._embeddings for engine in node.host.endpoint.engines.values())
     assert (await client.embed(["hello"])).vectors == (scripted_vector("hello"),)
 

@@ -59,7 +59,7 @@ async def test_refusals(autojump_clock, nursery, wrong, code, field):
 
 async def test_a_model_without_embeddings_and_a_draining_node_refuse(autojump_clock, nursery):
     node = await start_node(nursery, n_embd=0)
-    assert node.engine.capabilities == ("grammar",)
+    assert node.engine.capabilities == ("grammar", "json")
     async with node.connect() as websocket:
         await send(websocket, Embed(id=1, texts=TEXTS))
         failed = await receive(websocket)
@@ -84,7 +84,7 @@ async def test_an_id_in_flight_cannot_be_used_again(autojump_clock, nursery):
         await send(websocket, Embed(id=1, texts=TEXTS), Generate(id=1, prompt="hello", sampling=FIVE))
         assert await close_code(websocket) == 1008
     await trio.sleep(1)
-    assert node.endpoint._requests == 0
+    assert node.endpoint.requests == 0
     assert not node.engine._embeddings
 
 

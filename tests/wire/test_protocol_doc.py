@@ -196,7 +196,7 @@ SAMPLING = {
 }  # fmt: skip
 DEFAULTS = {
     "generate": {
-        "model": None, "prompt": None, "messages": [], "resume": [], "digest": None, "sampling": {},
+        "model": None, "prompt": None, "messages": [], "resume": [], "resume_text": None, "digest": None, "sampling": {},
         "tools": [], "tool_choice": "auto", "tool_name": None, "parallel_tool_calls": None,
     },
     "embed": {"model": None, "digest": None},

@@ -1,0 +1,291 @@
+"""Our requests as an OpenAI-compatible server takes them, and its answers as ours. Pure: nothing here touches a socket.
+
+Rules:
+- Settings that a request leaves at our defaults are left to the server, but for temperature and top_p: so servers that
+  know only OpenAI's names are not told of llama.cpp's, and those that know more get them.
+- What the server cannot be asked is refused, and not left out in silence.
+- Each piece of the text counts as one token, with its place in the answer as its id: the server tells of no ids. So a
+  stream is resumed from its text, which the client sends along (`Generate.resume_text`).
+- Calls of tools are written into the text as `FORMATS["hermes"]` has them, whatever the server's model does.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+
+from llamanet.errors import RequestRefused
+from llamanet.wire.inference import (
+    MAX_ALTERNATIVES,
+    MAX_PIECE_BYTES,
+    ChatMessage,
+    Embed,
+    Failed,
+    Generate,
+    Sampling,
+    TokenChance,
+    TokenLogprobs,
+)
+from llamanet.wire.tools import FORMATS
+
+CALL_FORMAT = "hermes"
+_PLAIN = ("presence_penalty", "frequency_penalty", "min_tokens", "ignore_eos")
+_LLAMA_CPP = (
+    "top_k",
+    "min_p",
+    "typical_p",
+    "repeat_penalty",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_penalty_last_n",
+)
+_DEFAULTS = Sampling()
+_REASONS = {"length": "length"}
+"""Others are ends that the model, or its server, chose: "stop"."""
+MAX_MESSAGE_CHARS = 1_000
+
+
+@attrs.frozen
+class Call:
+    """A request to the server: what is appended to its base URL, and the JSON body."""
+
+    path: str
+    body: dict[str, Any]
+
+
+def generate_call(request: Generate, *, continues: bool) -> Call:
+    """The streaming request for `request`; `continues` for servers that are told in vLLM's way to go on with a turn.
+
+    Raises `RequestRefused` for what no such server can be asked.
+    """
+    sampling = request.sampling
+    body: dict[str, Any] = {
+        "model": request.model,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+    }
+    for name in (*_PLAIN, *_LLAMA_CPP):
+        if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name):
+            body[name] = value
+    if sampling.max_tokens is not None:
+        body["max_tokens"] = max(1, sampling.max_tokens - len(request.resume))
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed % 2**31  # servers differ in what they can hold
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    if sampling.grammar is not None:
+        raise RequestRefused(
+            "this model is on a server that takes no GBNF grammar", "sampling.grammar", "a JSON schema, or another node"
+        )
+    if sampling.json_schema is not None:
+        schema = {"name": "answer", "strict": True, "schema": json.loads(sampling.json_schema)}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if request.resume and request.resume_text is None:
+        raise RequestRefused("this model is on a server that goes on from a text only", "resume_text")
+    said = request.resume_text or ""
+    if request.prompt is not None:
+        if sampling.logprobs is not None:
+            body["logprobs"] = sampling.logprobs
+        return Call("/completions", body | {"prompt": request.prompt + said})
+    if sampling.logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+    messages = [_message(message) for message in request.messages]
+    if said:
+        if request.tools:
+            raise RequestRefused("this model is on a server that cannot go on with an answer that has tools", "tools")
+        messages.append({"role": "assistant", "content": said})
+        if continues:
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+    if request.tools:
+        body["tools"] = [
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.name,
+                    "description": tool.description,
+                    "parameters": json.loads(tool.parameters) if tool.parameters else {"type": "object"},
+                },
+            }
+            for tool in request.tools
+        ]
+        body["tool_choice"] = request.tool_choice
+        if request.tool_name is not None:
+            body["tool_choice"] = {"type": "function", "function": {"name": request.tool_name}}
+        if request.parallel_tool_calls is not None:
+            body["parallel_tool_calls"] = request.parallel_tool_calls
+    return Call("/chat/completions", body | {"messages": messages})
+
+
+def embed_call(request: Embed) -> Call:
+    """The request for `request`."""
+    return Call("/embeddings", {"model": request.model, "input": list(request.texts), "encoding_format": "float"})
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    return plain
+
+
+@attrs.frozen
+class Piece:
+    """A piece of the answer, which counts as one token."""
+
+    text: str
+    logprobs: TokenLogprobs | None = None
+
+
+@attrs.define
+class ChunkReader:
+    """Reads the chunks of one stream; what they tell of its end is there after the last one."""
+
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int = 0
+    completion_tokens: int | None = None
+    _place: int = 0
+    _thinks: bool = False
+    _calls: int = 0
+
+    def read(self, chunk: Any) -> Iterator[Piece]:
+        """The pieces of the text in a chunk, a JSON object of the server's. What is not understood is left out."""
+        if not isinstance(chunk, dict):
+            return
+        self._read_usage(chunk.get("usage"))
+        for choice in _list(chunk.get("choices"))[:1]:
+            if not isinstance(choice, dict):
+                continue
+            delta = told if isinstance(told := choice.get("delta"), dict) else {}
+            text = choice.get("text") or delta.get("content") or ""
+            yield from self._read_text(text if isinstance(text, str) else "", delta, choice.get("logprobs"))
+            for call in _list(delta.get("tool_calls")):
+                yield from self._read_call(call)
+            if isinstance(reason := choice.get("finish_reason"), str):
+                self.finish_reason = _REASONS.get(reason, "stop")
+                if self._thinks:
+                    yield self._piece("\n</think>\n\n")
+                if self._calls:
+                    yield self._piece("}" + FORMATS[CALL_FORMAT].end)
+                self._thinks, self._calls = False, 0
+
+    def _read_text(self, text: str, delta: dict[str, Any], logprobs: Any) -> Iterator[Piece]:
+        # Reasoning that a server tells apart is what the model writes between these marks.
+        thought = delta.get("reasoning_content") or delta.get("reasoning")
+        if isinstance(thought, str) and thought:
+            yield self._piece(thought if self._thinks else f"<think>\n{thought}")
+            self._thinks = True
+        if text:
+            text = f"\n</think>\n\n{text}" if self._thinks else text
+            self._thinks = False
+            chances = list(_logprobs(logprobs))
+            if len(chances) > 1:
+                # As many tokens as the server tells of, with the whole text at the last one.
+                yield from (self._piece("", chance) for chance in chances[:-1])
+            yield self._piece(text, chances[-1] if chances else None)
+
+    def _read_call(self, call: Any) -> Iterator[Piece]:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            return
+        form = FORMATS[CALL_FORMAT]
+        if isinstance(name := function.get("name"), str) and name:
+            before = form.marker + form.begin if not self._calls else "}" + form.between
+            self._calls += 1
+            yield self._piece(f'{before}{{"name": {json.dumps(name)}, "arguments": ')
+        if isinstance(arguments := function.get("arguments"), str) and arguments:
+            yield self._piece(arguments)
+
+    def _read_usage(self, usage: Any) -> None:
+        if not isinstance(usage, dict):
+            return
+        self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
+        self.completion_tokens = _count(usage.get("completion_tokens"), self.completion_tokens)
+        if isinstance(details := usage.get("prompt_tokens_details"), dict):
+            self.cached_tokens = _count(details.get("cached_tokens"), None) or 0
+
+    def _piece(self, text: str, chance: TokenLogprobs | None = None) -> Piece:
+        self._place += 1
+        return Piece(text, chance)
+
+
+def refusal_of(request: Generate | Embed, status: int, body: str, retry_after: str | None) -> Failed:
+    """What the server's error means: `busy` and errors of its own let clients ask elsewhere, mistakes do not."""
+    message = _error_message(body) or f"the server behind this node answered with status {status}"
+    message = message[:MAX_MESSAGE_CHARS].encode(errors="backslashreplace").decode()
+    if status in (429, 503):
+        try:
+            seconds = min(max(float(retry_after or 1.0), 0.1), 60.0)
+        except ValueError:
+            seconds = 1.0
+        return Failed(id=request.id, code="busy", message=message, retry_after=seconds)
+    if status == 404:
+        return Failed(id=request.id, code="no_such_model", message=message, field="model")
+    if status in (400, 413, 422):
+        code = "too_long" if "context" in message or "too long" in message else "bad_request"
+        return Failed(id=request.id, code=code, message=message)
+    return Failed(id=request.id, code="internal", message=message)
+
+
+def _error_message(body: str) -> str:
+    try:
+        error = json.loads(body)
+    except ValueError:
+        return ""
+    error = error.get("error", error) if isinstance(error, dict) else error
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else ""
+
+
+def _logprobs(logprobs: Any) -> Iterator[TokenLogprobs]:
+    """Those of a chunk, in the form of chats or in that of plain completions. The ids are unknown: 0."""
+    if not isinstance(logprobs, dict):
+        return
+    for entry in _list(logprobs.get("content")):
+        if chance := _chance_of(entry):
+            yield _drawn(chance, [_chance_of(other) for other in _list(entry.get("top_logprobs"))])
+    tops = _list(logprobs.get("top_logprobs"))
+    for place, (token, logprob) in enumerate(
+        zip(_list(logprobs.get("tokens")), _list(logprobs.get("token_logprobs")), strict=False)
+    ):
+        if chance := _chance(token, logprob):
+            others = tops[place] if place < len(tops) and isinstance(tops[place], dict) else {}
+            yield _drawn(chance, [_chance(other, chance_of) for other, chance_of in others.items()])
+
+
+def _drawn(chance: TokenChance, top: list[TokenChance | None]) -> TokenLogprobs:
+    known = tuple(other for other in top if other is not None)[:MAX_ALTERNATIVES]
+    return TokenLogprobs(token=0, piece=chance.piece, logprob=chance.logprob, top=known)
+
+
+def _chance_of(entry: Any) -> TokenChance | None:
+    return _chance(entry.get("token"), entry.get("logprob"), entry.get("bytes")) if isinstance(entry, dict) else None
+
+
+def _chance(token: Any, logprob: Any, piece: Any = None) -> TokenChance | None:
+    if type(logprob) not in (int, float) or not isinstance(token, str):
+        return None
+    try:
+        data = bytes(piece) if isinstance(piece, list) else token.encode(errors="replace")
+    except (ValueError, TypeError):
+        data = token.encode(errors="replace")
+    return TokenChance(token=0, piece=data[:MAX_PIECE_BYTES], logprob=min(0.0, max(-1e6, float(logprob))))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _count(value: Any, otherwise: int | None) -> int | None:
+    return value if type(value) is int and value >= 0 else otherwise
