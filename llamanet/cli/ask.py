@@ -69,6 +69,9 @@ def command(
     from llamanet.cli.signals import run_until_signalled
     from llamanet.swarm import Swarm
 
+    def say_why(decision: object) -> None:
+        click.echo(f"{decision}\n", err=True)
+
     async def ask() -> None:
         async with (
             Swarm(**with_local_node(membership), strategy=strategy) as swarm,
@@ -84,13 +87,12 @@ def command(
                 response_format={"type": "json_object"} if as_json else None,
                 json_schema=read(json_schema),
                 grammar=read(grammar),
+                on_choice=say_why if explain else None,
             ) as stream,
         ):
             async for chunk in stream:
                 write(harmless(chunk.text) if sys.stdout.isatty() else chunk.text)
             write("\n")
-        if explain:
-            click.echo("\n\n".join(map(str, stream.choices)), err=True)
         click.echo(closing_line(stream), err=True)
 
     run_until_signalled(ask)

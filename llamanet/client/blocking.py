@@ -22,6 +22,7 @@ import trio
 from llamanet.client.batch import MapResult, Prompt
 from llamanet.client.census import ModelView, NodeView
 from llamanet.client.client import Messages, SwarmClient
+from llamanet.client.decision import Decision
 from llamanet.client.embedding import EmbeddingReply
 from llamanet.client.generation import Chunk, Hop, Reply, Stream
 from llamanet.client.join import local_addresses
@@ -91,7 +92,7 @@ class Client:
     def generate(self, prompt: str | None = None, *, messages: Messages | None = None, **options: Any) -> Reply:
         """A whole generation; `options` as in `SwarmClient.open`: `model`, `max_tokens`, `temperature`, `seed`, ...
 
-        Raises `NoNodeServes`, `SwarmBusy`, `RequestRefused`, `NotJoined`, or `ClientClosed`.
+        Raises `NoNodeServes`, `SwarmBusy`, `DeadlineExceeded`, `RequestRefused`, `NotJoined`, or `ClientClosed`.
         """
         options.setdefault("model", self._model)
         return self._thread.call(lambda swarm: swarm.generate(prompt, messages=messages, **options))
@@ -112,7 +113,7 @@ class Client:
         return BlockingMap(self._thread, list(prompts), options)
 
     def embed(self, texts: Iterable[str], **options: Any) -> EmbeddingReply:
-        """A vector for each of `texts`; `options` are `model` and `digest`. Raises what `generate` raises."""
+        """A vector for each of `texts`; `options` as in `SwarmClient.embed`. Raises what `generate` raises."""
         options.setdefault("model", self._model)
         return self._thread.call(lambda swarm: swarm.embed(texts, **options))
 
@@ -180,6 +181,36 @@ class BlockingStream:
     def node_id(self) -> str | None:
         """The label of the node that answers, or answered last; None before the first is asked."""
         return self._stream.node_id
+
+    @property
+    def model(self) -> str | None:
+        """The model's name; None, if any will do, before the first node is asked."""
+        return self._stream.model
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of the model files that answered, in hexadecimal."""
+        return self._stream.digests
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All ids so far."""
+        return tuple(self._stream.token_ids)
+
+    @property
+    def choices(self) -> tuple[Decision, ...]:
+        """Why each node was asked, the last ones."""
+        return self._stream.choices
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds from the beginning to the first token, finding a node included."""
+        return self._stream.ttft
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens after the first one, by the time since it; 0.0 while there are none."""
+        return self._stream.tokens_per_second
 
     @property
     def finish_reason(self) -> str | None:

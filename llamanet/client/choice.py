@@ -192,7 +192,7 @@ class Choice:
             known=len(self._known),
             probes=self._probes,
             prompt_tokens=self._question.prompt_tokens,
-            hot_load=self._router.pool.hot_load(),
+            hot_load=self._router.pool.hot_load(candidate.service.model),
             considered=(
                 *considered,
                 *(

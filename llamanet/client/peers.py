@@ -10,6 +10,7 @@ Local to one client, and never published. Rules:
 - At most `MAX_PEERS` are remembered; the ones that were used least recently are forgotten.
 """
 
+import math
 from collections import deque
 
 import attrs
@@ -206,7 +207,8 @@ class PeerMemory:
         if peer is None or len(peer.ttfts) < LEAST_SAMPLES:
             return None
         ordered = sorted(peer.ttfts)
-        return ordered[int(HEDGE_SHARE * (len(ordered) - 1))] * (FIXED_TOKENS + prompt_tokens)
+        # The nearest rank: the smallest that this share of all does not exceed.
+        return ordered[math.ceil(HEDGE_SHARE * len(ordered)) - 1] * (FIXED_TOKENS + prompt_tokens)
 
     def _use(self, node_id: NodeId) -> _Peer:
         peer = self._peers.pop(node_id, None) or _Peer()

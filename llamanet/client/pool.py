@@ -6,7 +6,8 @@ The pool is that of Prequal (Wydrowski et al., "Load is not what you should bala
   which nobody uses up.
 - Our own requests count at once: a probe that was used tells of one request more, and so does one that a node answered
   before it can have known of the request.
-- Load is hot above the `HOT_QUANTILE` of the loads that the last `LOADS` probes told; but a free slot is never hot.
+- Load is hot above the `HOT_QUANTILE` of the loads that the last `LOADS` probes of the same model told; but a free slot
+  is never hot.
 - What is too old to choose by still says whom to probe: it fades within `FADE_S` into the node's average.
 """
 
@@ -36,6 +37,8 @@ WAIT_WEIGHT = 0.2
 """Of the newest probe in a node's average."""
 UNSEEN_S = 0.01
 """A request is in what its node tells so long after it arrived: its prompt is prepared first."""
+MAX_MODELS = 64
+"""Whose loads are remembered."""
 MAX_KNOWN = 1024
 """Nodes whose last probe is remembered."""
 
@@ -69,7 +72,8 @@ class ProbePool:
         self._rng = rng
         self._known: dict[Service, _Probed] = {}
         """The oldest first."""
-        self._loads: deque[float] = deque(maxlen=LOADS)
+        self._loads: dict[str, deque[float]] = {}
+        """By model, what its latest probes told; the model that was probed longest ago first."""
         self._worst_next = False
 
     def add(self, candidate: Candidate, nodes: int) -> None:
@@ -85,13 +89,16 @@ class ProbePool:
         for _, prompt_tokens in ours:
             candidate = with_one_more(candidate, prompt_tokens)
         self._known[service] = _Probed(candidate, uses, wait, ours)
-        self._loads.append(load_of(state.running, state.waiting, state.slots))
+        self._loads[service.model] = loads = self._loads.pop(service.model, None) or deque(maxlen=LOADS)
+        loads.append(load_of(state.running, state.waiting, state.slots))
+        if len(self._loads) > MAX_MODELS:
+            del self._loads[next(iter(self._loads))]
         if len(self._known) > MAX_KNOWN:
             self._known.pop(next(iter(self._known)))
 
-    def hot_load(self) -> float:
-        """The load above which a node is hot."""
-        ordered = sorted(self._loads)
+    def hot_load(self, model: str) -> float:
+        """The load above which a node of `model` is hot."""
+        ordered = sorted(self._loads.get(model, ()))
         return max(LEAST_HOT, ordered[int(HOT_QUANTILE * (len(ordered) - 1))]) if ordered else math.inf
 
     def candidates(self, now: float) -> list[Candidate]:
@@ -120,7 +127,7 @@ class ProbePool:
         """Remove one probe from the pool: in turn the oldest and the worst."""
         pool = self.candidates(now)
         if len(pool) > 1:
-            gone = ranked(pool, 0, self._rng, hot_load=self.hot_load())[-1] if self._worst_next else pool[-1]
+            gone = ranked(pool, 0, self._rng, hot_load=self.hot_load)[-1] if self._worst_next else pool[-1]
             self._known[gone.service].uses = 0
         self._worst_next = not self._worst_next
 

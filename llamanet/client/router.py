@@ -1,7 +1,8 @@
 """Whom to probe for a request, and whom to ask. Pure: what a client knows of the nodes, turned into an order.
 
 Rules (of `soonest`, the strategy that is meant; the others are there to compare it with):
-- Probed are the node that holds the prompt's prefix, and those that were promising when last heard of. Old news are
+- Probed are the node that should remember the prompt's beginning, for this client asked it for that (whether it still
+  does, only its answer tells), and those that were promising when last heard of. Old news are
   uncertain, so that chance has its share in what is promising, and the larger one the less is known: a client looks at
   all nodes now and then, and clients do not all look at the same ones.
 - Asked is the best of the fresh probes, new or pooled (`client/selection.py`).
@@ -19,7 +20,7 @@ from llamanet.client.decision import Considered, considered
 from llamanet.client.directory import Service
 from llamanet.client.peers import PeerMemory
 from llamanet.client.pool import ProbePool
-from llamanet.client.selection import Candidate, Wishes, estimated_ttft, load_of, ranked, remembers
+from llamanet.client.selection import Candidate, Wishes, estimated_ttft, homes, load, ranked, remembers
 from llamanet.client.strategy import STRATEGIES
 from llamanet.wire.identity import NodeId
 
@@ -78,10 +79,10 @@ class Router:
         if question.strategy == "soonest":
             cached = self._cached_tokens(question, now)
             order = ranked(
-                candidates, question.prompt_tokens, self._rng, hot_load=self.pool.hot_load(), cached_tokens=cached
+                candidates, question.prompt_tokens, self._rng, hot_load=self.pool.hot_load, cached_tokens=cached
             )
         elif question.strategy == "least_load":
-            order = sorted(candidates, key=_load)
+            order = sorted(candidates, key=load)
         else:
             order = list(candidates)
         return sorted(order, key=lambda candidate: not self.peers.usable(candidate.service.node_id, now))
@@ -109,7 +110,7 @@ class Router:
     def explain(self, question: Question, order: Sequence[Candidate], now: float) -> tuple[Considered, ...]:
         """What was known of the ranked candidates, and why the first is the first."""
         cached = self._cached_tokens(question, now)
-        hot_load = self.pool.hot_load()
+        back = homes(order, question.prompt_tokens, cached, self.pool.hot_load)
         explained = []
         for place, candidate in enumerate(order):
             tokens = cached.get(candidate.service.node_id, 0)
@@ -117,11 +118,11 @@ class Router:
                 verdict = doubt
             elif question.strategy != "soonest":
                 verdict = question.strategy.replace("_", " ") if place == 0 else "not its turn"
-            elif _load(candidate) > hot_load:
+            elif load(candidate) > self.pool.hot_load(candidate.service.model):
                 verdict = "hot"
             elif place == 0:
-                sticky = remembers(question.prompt_tokens, tokens)
-                verdict = "it remembers the prompt's beginning" if sticky else "the soonest"
+                sticky = candidate.service.node_id in back
+                verdict = "it should remember the prompt's beginning" if sticky else "the soonest"
             else:
                 verdict = "later"
             explained.append(considered(candidate, self.peers, question.prompt_tokens, tokens, now, verdict))
@@ -161,8 +162,3 @@ class Router:
         tokens_a_character = question.prompt_tokens / question.blocks[-1].end
         expected = self._affinity.expected(question.blocks, now)
         return {node_id: int(characters * tokens_a_character) for node_id, characters in expected.items()}
-
-
-def _load(candidate: Candidate) -> float:
-    state = candidate.state
-    return load_of(state.running, state.waiting, state.slots)

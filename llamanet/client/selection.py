@@ -4,8 +4,9 @@ The node that should speak first comes first: round trip, queue, the prompt's pr
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from random import Random
+from typing import TypeAlias
 
 import attrs
 
@@ -78,6 +79,11 @@ def load_of(running: int, waiting: int, slots: int) -> float:
     return (running + waiting) / slots if slots else 0.0
 
 
+def load(candidate: Candidate) -> float:
+    """Its node's."""
+    return load_of(candidate.state.running, candidate.state.waiting, candidate.state.slots)
+
+
 def tokens_in(characters: int) -> int:
     """About how many tokens a prompt of so many characters has."""
     return characters // CHARACTERS_A_TOKEN
@@ -143,9 +149,8 @@ def objection(candidate: Candidate, wishes: Wishes) -> str | None:
 
 def overload(candidate: Candidate, wishes: Wishes) -> str | None:
     """Why `candidate` does not do for now, in a few words; None if it does."""
-    load = load_of(candidate.state.running, candidate.state.waiting, candidate.state.slots)
-    if wishes.max_load is not None and load > wishes.max_load:
-        return f"load {load:.2f} is above max_load {wishes.max_load:g}"
+    if wishes.max_load is not None and load(candidate) > wishes.max_load:
+        return f"load {load(candidate):.2f} is above max_load {wishes.max_load:g}"
     return None
 
 
@@ -159,10 +164,10 @@ def shortfalls(candidates: Iterable[Candidate], wishes: Wishes) -> list[str]:
     if fastest.state.tokens_per_second < wishes.min_tps:
         label, rate = fastest.service.facts.label, fastest.state.tokens_per_second
         found.append(f"min_tps {wishes.min_tps:g} was asked, and the fastest, {label}, has {rate:.1f} tokens/s")
-    loads = {c.service.facts.label: load_of(c.state.running, c.state.waiting, c.state.slots) for c in candidates}
-    idlest = min(loads, key=loads.__getitem__)
-    if wishes.max_load is not None and loads[idlest] > wishes.max_load:
-        found.append(f"max_load {wishes.max_load:g} was asked, and the idlest, {idlest}, has load {loads[idlest]:.2f}")
+    idlest = min(candidates, key=load)
+    if wishes.max_load is not None and load(idlest) > wishes.max_load:
+        label = idlest.service.facts.label
+        found.append(f"max_load {wishes.max_load:g} was asked, and the idlest, {label}, has load {load(idlest):.2f}")
     largest = max(candidates, key=lambda candidate: candidate.state.n_ctx)
     if largest.state.n_ctx < wishes.n_ctx:
         label, n_ctx = largest.service.facts.label, largest.state.n_ctx
@@ -175,24 +180,21 @@ def remembers(prompt_tokens: int, cached_tokens: int) -> bool:
     return cached_tokens >= max(STICKY_TOKENS, STICKY_SHARE * prompt_tokens)
 
 
-def ranked(
-    candidates: Iterable[Candidate],
-    prompt_tokens: int,
-    rng: Random,
-    *,
-    hot_load: float = math.inf,
-    cached_tokens: Mapping[NodeId, int] | None = None,
-) -> list[Candidate]:
-    """The candidates, best first: hot-cold lexicographic (Wydrowski et al., NSDI '24, section 4).
+HotLoad: TypeAlias = Callable[[str], float]
+"""By a model's name, the load above which a node is hot."""
 
-    First those with a load up to `hot_load`, by the time to their first token; then the hot ones, by load. Before all
-    comes the one that remembers most of the prompt, if that is much of it, unless it is hot, has so many more requests
-    than another that they cost more than is saved, or is so late that it would be better to compute the prompt anew.
-    `cached_tokens` says how much of the prompt a node is expected to remember.
+
+def homes(
+    candidates: Collection[Candidate], prompt_tokens: int, cached_tokens: Mapping[NodeId, int], hot_load: HotLoad
+) -> frozenset[NodeId]:
+    """The nodes to go back to, for they are expected to remember so many tokens of the prompt.
+
+    That is much of it, and the node is not hot, has not so many more requests than another that they cost more than is
+    saved, and is not so late that it would be better to compute the prompt anew.
     """
-    cached_tokens = cached_tokens or {}
-    shuffled = list(candidates)
-    rng.shuffle(shuffled)
+    if not cached_tokens or not candidates:
+        return frozenset()
+    fewest = min(candidate.state.running + candidate.state.waiting for candidate in candidates)
 
     def cached(candidate: Candidate) -> int:
         return cached_tokens.get(candidate.service.node_id, 0)
@@ -200,21 +202,46 @@ def ranked(
     def seconds(candidate: Candidate) -> float:
         return estimated_ttft(candidate, prompt_tokens, cached(candidate))
 
-    fewest = min((candidate.state.running + candidate.state.waiting for candidate in shuffled), default=0)
-
     def saves(candidate: Candidate) -> bool:
         # Every request that runs beside it delays each token of an answer by about as much as a token of prompt takes.
         more = candidate.state.running + candidate.state.waiting - fewest
         return more * USUAL_ANSWER_TOKENS <= max(cached(candidate), STICKY_REQUESTS * USUAL_ANSWER_TOKENS)
 
-    worth = STICKY_FACTOR * min(map(seconds, shuffled), default=0.0) + STICKY_S
+    worth = STICKY_FACTOR * min(map(seconds, candidates)) + STICKY_S
+    return frozenset(
+        candidate.service.node_id
+        for candidate in candidates
+        if remembers(prompt_tokens, cached(candidate))
+        and load(candidate) <= hot_load(candidate.service.model)
+        and saves(candidate)
+        and seconds(candidate) <= worth
+    )
+
+
+def ranked(
+    candidates: Iterable[Candidate],
+    prompt_tokens: int,
+    rng: Random,
+    *,
+    hot_load: HotLoad = lambda model: math.inf,
+    cached_tokens: Mapping[NodeId, int] | None = None,
+) -> list[Candidate]:
+    """The candidates, best first: hot-cold lexicographic (Wydrowski et al., NSDI '24, section 4).
+
+    First those with a load up to `hot_load`, by the time to their first token; then the hot ones, by load. Before all
+    come those of `homes`. `cached_tokens` says how much of the prompt a node is expected to remember.
+    """
+    cached_tokens = cached_tokens or {}
+    shuffled = list(candidates)
+    rng.shuffle(shuffled)
+    limits = {model: hot_load(model) for model in {candidate.service.model for candidate in shuffled}}
+    back = homes(shuffled, prompt_tokens, cached_tokens, limits.__getitem__)
 
     def cost(candidate: Candidate) -> tuple[bool, int, float, float]:
-        load = load_of(candidate.state.running, candidate.state.waiting, candidate.state.slots)
-        ttft = round(seconds(candidate) / TIE_S)
-        if load > hot_load:
-            return True, 0, load, ttft
-        sticky = remembers(prompt_tokens, cached(candidate)) and saves(candidate) and seconds(candidate) <= worth
-        return False, -cached(candidate) if sticky else 0, ttft, load
+        cached = cached_tokens.get(candidate.service.node_id, 0)
+        ttft = round(estimated_ttft(candidate, prompt_tokens, cached) / TIE_S)
+        if load(candidate) > limits[candidate.service.model]:
+            return True, 0, load(candidate), ttft
+        return False, -cached if candidate.service.node_id in back else 0, ttft, load(candidate)
 
     return sorted(shuffled, key=cost)

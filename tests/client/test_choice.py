@@ -65,6 +65,18 @@ async def test_a_move_is_a_second_choice_and_says_why_the_first_is_out(autojump_
     assert [node.node_id for node in second.considered] == [second.node_id]
 
 
+async def test_why_is_told_before_a_node_is_asked_and_also_if_all_fail(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    nodes = await cluster.start_nodes(2)
+    for node in nodes:
+        node.tamper = lambda data: None
+    client = await cluster.start_client()
+    told = []
+    with pytest.raises(NoNodeServes):
+        await ask(client, on_choice=told.append)
+    assert {decision.node_id for decision in told} == {"node-0", "node-1"}
+
+
 async def test_what_is_not_met_is_told_with_the_best_offer(autojump_clock, nursery):
     cluster = Cluster(nursery)
     await cluster.start_nodes(3, step_time=0.02)
@@ -133,7 +145,7 @@ async def test_a_conversation_stays_where_its_prefix_is(autojump_clock, nursery)
             turns += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": "Go on."}]
             await trio.sleep(5)
         assert len(nodes) == 1
-        assert reply.choices[0].considered[0].verdict == "it remembers the prompt's beginning"
+        assert reply.choices[0].considered[0].verdict == "it should remember the prompt's beginning"
         homes |= nodes
     assert len(homes) > 1
 

@@ -89,13 +89,14 @@ def test_in_turn_the_oldest_and_the_worst_are_removed():
 
 def test_hot_is_what_few_nodes_are():
     pool = ProbePool(Random(0))
-    assert pool.hot_load() == float("inf")
+    assert pool.hot_load("alpha") == float("inf")
     for number in range(LOADS):
         pool.add(candidate(number, running=number % 3), 50)
-    assert pool.hot_load() == 1.0, "a slot is free"
+    assert pool.hot_load("alpha") == 1.0, "a slot is free"
     for number in range(LOADS):
         pool.add(candidate(number, running=4, waiting=number % 5), 50)
-    assert pool.hot_load() == 2.0
+    assert pool.hot_load("alpha") == 2.0
+    assert pool.hot_load("beta") == float("inf"), "another model on the same nodes"
 
 
 def test_old_news_fade_into_the_average():

@@ -95,7 +95,7 @@ def test_hot_nodes_come_after_cold_ones_and_by_load():
         told(SERVICES[2], running=1, ttft_s=3.0),
         told(SERVICES[3], running=4, ttft_s=2.0),
     ]
-    assert labels(ranked(candidates, 100, Random(0), hot_load=1.0)) == ["n3", "n2", "n1", "n0"]
+    assert labels(ranked(candidates, 100, Random(0), hot_load=lambda model: 1.0)) == ["n3", "n2", "n1", "n0"]
     assert labels(ranked(candidates, 100, Random(0))) == ["n0", "n1", "n3", "n2"]
 
 
@@ -109,9 +109,11 @@ def test_a_conversation_goes_back_to_its_node_unless_that_is_hot_or_much_later()
     others = [told(SERVICES[1]), told(SERVICES[2])]
     assert labels(router.rank(ours, [*others, told(SERVICES[7], ttft_s=1.5)], 5.0))[0] == "n7"
     explained = router.explain(ours, router.rank(ours, [*others, told(SERVICES[7])], 5.0), 5.0)
-    assert explained[0].verdict == "it remembers the prompt's beginning"
+    assert explained[0].verdict == "it should remember the prompt's beginning"
     assert explained[0].cached_tokens > 450
     assert labels(router.rank(ours, [*others, told(SERVICES[7], ttft_s=20.0)], 5.0))[0] != "n7"
+    [only] = router.explain(ours, [told(SERVICES[7], running=4, waiting=1)], 5.0)
+    assert only.verdict == "hot", "it remembers, but that is not why it is asked"
     assert labels(router.rank(ours, [*others, told(SERVICES[7], running=4, waiting=1)], 5.0))[0] != "n7"
     assert labels(router.rank(question(), [*others, told(SERVICES[7], ttft_s=0.6)], 5.0))[0] != "n7"
 
