@@ -74,6 +74,10 @@ def _prepare(serial: int, request: Generate, backend: Backend, template: ChatTem
         raise RequestRefused(
             "this model only embeds texts; ask another one to generate", "model", "a model that generates"
         )
+    style, sampling = None, request.sampling
+    if request.tools:
+        style = template.call_style
+        sampling = attrs.evolve(sampling, grammar=tools_grammar(request, style), json_schema=None)
     text = request.prompt if request.prompt is not None else template.render(request.messages, request.tools)
     field = "messages" if request.prompt is None else "prompt"
     n_ctx = backend.n_ctx
@@ -96,11 +100,6 @@ def _prepare(serial: int, request: Generate, backend: Backend, template: ChatTem
             f"and the context holds {n_ctx}"
         )
         raise _TooLong(message, "resume", f"{n_ctx - len(prompt)} tokens")
-    style = template.call_style if request.tools else None
-    sampling = request.sampling
-    if style is not None:
-        grammar = tools_grammar(request, style)
-        sampling = attrs.evolve(sampling, grammar=grammar, json_schema=None)
     sampling = _checked(sampling, request.resume, backend)
     backend.ready(sampling)
     request = attrs.evolve(request, sampling=sampling)

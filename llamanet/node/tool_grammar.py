@@ -19,6 +19,8 @@ from llamanet.wire.tools import CALL, CallFormat, Tool
 
 MAX_CALLS_AT_ONCE = 16
 """In one answer, so that a model which cannot stop does not go on for ever."""
+MAX_PARAMETERS_CHARS = 131_072
+"""Of all schemas together: to turn so much into a grammar takes a second."""
 _NO_PARAMETERS = '{"type": "object", "properties": {}}'
 _SPACE = "[ \\n]?"
 
@@ -34,6 +36,9 @@ def tools_grammar(request: Generate, style: CallStyle) -> str:
         raise RequestRefused(f"there is no tool {request.tool_name!r} to choose", "tool_name")
     if len({tool.name for tool in tools}) < len(tools):
         raise RequestRefused("two tools have the same name", "tools")
+    if (size := sum(len(tool.parameters or "") for tool in tools)) > MAX_PARAMETERS_CHARS:
+        limit = f"{MAX_PARAMETERS_CHARS} characters"
+        raise RequestRefused(f"the parameters of the tools have {size} characters together", "tools", limit)
     if request.sampling.grammar is not None:
         raise RequestRefused("tools and a grammar do not go together", "sampling.grammar", "a JSON schema, or none")
     parallel = style.native if request.parallel_tool_calls is None else request.parallel_tool_calls

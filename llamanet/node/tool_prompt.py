@@ -109,7 +109,7 @@ def template_turns(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 
 
 def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """Tools as templates know them. Raises `ValueError` for parameters that are not JSON."""
+    """Tools as templates know them; their parameters must be JSON."""
     return [
         {
             "type": "function",

@@ -41,6 +41,8 @@ _WORDS = (b"swarm", b"node", b"token", b"llama", b"stream", b"bucket", b"record"
 _PIECES: tuple[bytes, ...] = (b"", *(b" " + word for word in _WORDS), b" caf\xc3", b"\xa9")
 _SPLIT = len(_PIECES) - 2
 """The token that begins the two-token word; the next id ends it."""
+_FIRST_BYTE_ID = 100
+"""Of the tokens that recited text is made of, one for each byte."""
 _FIRST_PROMPT_ID = 1_000
 _VOCABULARY = 2**31 - 1
 
@@ -104,6 +106,7 @@ class ScriptedBackend:
     1, over all requests: at that one it raises `BackendError`, or stands still. In a thread (`sleep` given) a hanging
     backend goes on when `release` is called, and its engine can only end then. Memory can be cut anywhere, unless
     `window` keeps only so many of the last tokens, as models with a sliding window do, or `recurrent` keeps one state.
+    `recites` is a text that every answer is, a token for each of its bytes, whatever was asked.
     """
 
     n_ctx: int = 2048
@@ -125,6 +128,7 @@ class ScriptedBackend:
     hang_at: int | None = None
     window: int | None = None
     recurrent: bool = False
+    recites: str | None = None
     sleep: Callable[[float], None] | None = None
     drawn: int = 0
     """Tokens drawn so far."""
@@ -149,7 +153,9 @@ class ScriptedBackend:
         return _tokenize(text)
 
     def piece(self, token: int) -> bytes:
-        """A word with the space before it, or half of one."""
+        """A word with the space before it, or half of one; or a byte of what is recited."""
+        if _FIRST_BYTE_ID <= token < _FIRST_BYTE_ID + 256:
+            return bytes([token - _FIRST_BYTE_ID])
         return _PIECES[token] if token < len(_PIECES) else b""
 
     def is_end(self, token: int) -> bool:
@@ -224,6 +230,9 @@ class ScriptedBackend:
         memory = self._memory[slot]
         if memory[: len(prompt)] != prompt or len(memory) != len(prompt) + position:
             raise BackendError(f"slot {slot} remembers something else than the prompt and {position} tokens")
+        if self.recites is not None:
+            text = self.recites.encode()
+            return _FIRST_BYTE_ID + text[position] if position < len(text) else END
         return _scripted(key, position, seed, ends_at)
 
     def embed(self, texts: Run[Run[int]]) -> list[bytes]:

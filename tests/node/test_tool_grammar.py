@@ -159,6 +159,7 @@ def test_words_are_all_text_that_is_no_call(form, parts):
         ([NOW, Tool(name="f", parameters='{"type": "string"}')], {}, "tools[1].parameters"),
         ([Tool(name="f", parameters='{"properties": 1}')], {}, "tools[0].parameters"),
         ([NOW, NOW], {}, "tools"),
+        ([Tool(name=name, parameters="[" * 65_536) for name in "abc"], {}, "tools"),
         ([NOW], {"tool_name": "f"}, "tool_name"),
         ([NOW], {"sampling": Sampling(grammar='root ::= "x"')}, "sampling.grammar"),
         ([NOW], {"sampling": Sampling(json_schema="[]")}, "sampling.json_schema"),

@@ -4,7 +4,7 @@ Random weights make a sharp test. Their logits are far apart and depend on every
 a wrong memory comes out as other tokens at once. Tensors and metadata are what llama.cpp's `src/models/*.cpp` ask for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,16 +100,22 @@ class TinyModel:
         self.file.add_eos_token_id(2)
         self.vocabulary = len(tokens)
 
-    def byte_pairs(self, rules: str = "gpt-2") -> None:
-        """As GPT-2 has it, with no pairs but "th" and "the"; begins texts with nothing. `rules` split it in words."""
+    def byte_pairs(self, rules: str = "gpt-2", controls: Sequence[str] = ()) -> None:
+        """As GPT-2 has it, with no pairs but "th" and "the"; begins texts with nothing. `rules` split it in words.
+
+        `controls` are special tokens, after all others.
+        """
         printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
         others = [byte for byte in range(256) if byte not in printable]
         tokens = ["<|endoftext|>", *map(chr, printable), *(chr(256 + number) for number in range(len(others)))]
-        tokens += ["th", "the"]
+        tokens += ["th", "the", *controls]
+        kinds = [TokenType.NORMAL] * len(tokens)
+        kinds[0] = TokenType.CONTROL
+        kinds[len(tokens) - len(controls) :] = [TokenType.CONTROL] * len(controls)
         self.file.add_tokenizer_model("gpt2")
         self.file.add_tokenizer_pre(rules)
         self.file.add_token_list(tokens)
-        self.file.add_token_types([TokenType.CONTROL] + [TokenType.NORMAL] * (len(tokens) - 1))
+        self.file.add_token_types(kinds)
         self.file.add_token_merges(["t h", "th e"])
         self.file.add_eos_token_id(0)
         self.file.add_bos_token_id(0)
@@ -142,11 +148,11 @@ def _heads(model: TinyModel, kv_heads: int | list[int] = KV_HEADS) -> None:
     model.file.add_rope_dimension_count(HEAD)
 
 
-def llama(path: Path, *, rules: str = "gpt-2") -> None:
-    """Full attention. `rules` names a pre-tokenizer of llama.cpp."""
+def llama(path: Path, *, rules: str = "gpt-2", controls: Sequence[str] = ()) -> None:
+    """Full attention. `rules` names a pre-tokenizer of llama.cpp; `controls` are special tokens."""
     model = TinyModel(path, "llama", seed=1)
     _heads(model)
-    model.byte_pairs(rules)
+    model.byte_pairs(rules, controls)
     model.ends()
     for at in (f"blk.{layer}" for layer in range(model.layers)):
         model.norm(f"{at}.attn_norm")
