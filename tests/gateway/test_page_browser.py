@@ -159,7 +159,7 @@ def test_failover_in_the_middle_of_an_answer(page):
     [answers] = page.texts(".message.assistant .meta .node")
     [other] = {"lima", "oslo"} - {answers}
     page.world.kill(answers)
-    page.wait_texts(".message.assistant .meta .hop", f"{answers} was left")
+    page.wait_texts(".message.assistant .meta .hop", f"moved from {answers} to {other}")
     page.wait(lambda: page.all(".ring .failover"))
     assert page.wait_answered() == answer_to("Tell me", 60)
     page.wait_texts(".message.assistant .meta .node", [other])
@@ -208,6 +208,123 @@ def test_what_a_model_writes_stays_text(page):
     page.open()
     page.wait(lambda: page.texts(".message.assistant .body"))
     assert page.js("return window.pwned ?? null") is None
+
+
+# Run in the page: renders texts made at random of what Markdown and HTML are made of, and says what must not be.
+FUZZ = """
+const [seed, count, parts, allowed] = arguments, done = arguments[4];
+let state = seed;
+const random = (below) => ((state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32 * below) | 0;
+import(new URL("static/markdown.js", location)).then(({ render }) => {
+  const wrong = [];
+  const check = (container, source, marks) => {
+    for (const element of container.querySelectorAll("*")) {
+      if (!(element.localName in allowed)) wrong.push([source, element.localName]);
+      for (const { name, value } of element.attributes) {
+        if (!allowed[element.localName]?.includes(name)) wrong.push([source, `${element.localName} ${name}=${value}`]);
+        if (name === "href" && !/^(https?:|mailto:)/.test(value)) wrong.push([source, value]);
+      }
+    }
+    const links = [...container.querySelectorAll("a")].map((a) => a.getAttribute("href"));
+    const shown = container.textContent + links.join(" ");
+    for (const mark of marks) if (!shown.toLowerCase().includes(mark)) wrong.push([source, `lacks ${mark}`]);
+  };
+  for (let number = 0; number < count && !wrong.length; number += 1) {
+    const container = document.createElement("div");
+    let source = "";
+    const marks = [];
+    for (let left = 1 + random(25); left; left -= 1) {
+      source += parts[random(parts.length)];
+      if (random(2)) source += marks[marks.push(`w${marks.length}x`) - 1];
+      if (!random(4)) render(container, source);
+    }
+    render(container, source);
+    check(container, source, marks);
+    const fresh = document.createElement("div");
+    render(fresh, source);
+    if (fresh.innerHTML !== container.innerHTML) wrong.push([source, "grown piece by piece it looks different"]);
+  }
+  done(wrong.slice(0, 3));
+}, (error) => done(String(error)));
+"""
+PARTS = [
+    *("*", "**", "***", "_", "__", "~~", "`", "``", "```", "\n", "\n\n", "\n```html\n", "\n~~~\n", " ", "  \n", "\\"),
+    *("\n# ", "\n###### ", "\n- ", "\n  - ", "\n1. ", "\n    ", "\n> ", "\n>> ", "\n---\n", "\n|a|b|\n|-|-|\n|", "|"),
+    *(
+        "[",
+        "](",
+        ")",
+        "![",
+        "](javascript:",
+        "](https://a.b/",
+        "](mailto:a@b.c)",
+        "](data:text/html,",
+        "](//evil.test)",
+    ),
+    *(
+        "<script>",
+        "</script>",
+        "<img src=x onerror=alert(1)>",
+        '"',
+        "'",
+        "&lt;",
+        "<",
+        ">",
+        "https://a.b/?",
+        "http://[",
+        "é",
+    ),
+]
+PLAIN = "p h3 h4 h5 h6 hr br blockquote ul li em strong del table thead tbody tr td code span"
+ALLOWED = {
+    **{name: [] for name in PLAIN.split()},
+    "th": ["scope"],
+    "ol": ["start"],
+    "a": ["href", "target", "rel"],
+    "div": ["class", "tabindex", "role", "aria-label"],
+    "pre": ["tabindex", "role", "aria-label"],
+    "button": ["type", "class"],
+}
+
+
+def test_any_text_is_shown_as_text(page):
+    page.world.start_nodes("oslo")
+    page.open()
+    page.driver.set_script_timeout(60)
+    assert page.driver.execute_async_script(FUZZ, 7, 10_000, PARTS, ALLOWED) == []
+
+
+def test_long_texts_are_shown_in_time(page):
+    page.world.start_nodes("oslo")
+    page.open()
+    page.driver.set_script_timeout(60)
+    script = (
+        "const done = arguments[1]; import(new URL('static/markdown.js', location)).then(({ render }) => {"
+        "const begun = performance.now(); for (const text of arguments[0]) render(document.createElement('div'), text);"
+        "done(performance.now() - begun) })"
+    )
+    size = 20_000
+    parts = (
+        "*",
+        "_",
+        "[",
+        "`",
+        "[a](",
+        "# ",
+        "```",
+        "> ",
+        "- ",
+        "|",
+        "\n- ",
+        "\n> ",
+        "**a ",
+        "http://",
+        "``` ",
+        "~~",
+        " ",
+    )
+    texts = [end + part * (size // len(part)) + end for part in parts for end in ("", "x", "# ", "`")]
+    assert page.driver.execute_async_script(script, texts) < 10_000
 
 
 def test_the_policy_stops_what_would_be_injected_all_the_same(page):

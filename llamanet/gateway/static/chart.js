@@ -42,9 +42,11 @@ export class Chart {
     this.drawGrid(width, inner, most, y);
     let floors = points.map(() => 0);
     this.series.forEach(({ of }, number) => {
+      // A second line that lies on the first one would only hide it.
+      const told = [...points.keys()].filter((index) => number === 0 || of(points[index]) > 0);
       const tops = points.map((point, index) => floors[index] + of(point));
       const [area, line] = this.lines[number];
-      const runs = runsOf(points);
+      const runs = runsOf(points, told);
       line.setAttribute("d", runs.map((run) => `M${run.map((i) => `${x(points[i]).toFixed(1)} ${y(tops[i]).toFixed(1)}`).join("L")}`).join(""));
       area.setAttribute("d", runs.map((run) => {
         const top = run.map((i) => `${x(points[i]).toFixed(1)} ${y(tops[i]).toFixed(1)}`);
@@ -86,17 +88,18 @@ export class Chart {
   }
 }
 
-/** Indices of points that follow each other without a gap. */
-function runsOf(points) {
+/** `indices` of points, in runs that follow each other without a gap. */
+function runsOf(points, indices) {
   const runs = [];
-  points.forEach((point, index) => {
-    if (index && point.at - points[index - 1].at < GAP_S) runs.at(-1).push(index);
+  for (const index of indices) {
+    const last = runs.at(-1)?.at(-1);
+    if (last === index - 1 && points[index].at - points[last].at < GAP_S) runs.at(-1).push(index);
     else runs.push([index]);
-  });
+  }
   return runs;
 }
 
 function niceCeiling(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 4, 5, 10].map((step) => step * power).find((step) => step >= value);
+  return [1, 1.5, 2, 3, 4, 6, 8, 10].map((step) => step * power).find((step) => step >= value);
 }

@@ -153,7 +153,7 @@ export class Chat {
 
   metaOf(message, runs) {
     const parts = [];
-    for (const { from, reason } of message.hops ?? []) parts.push(["hop", `${from} was left: ${reason}`]);
+    for (const hop of message.hops ?? []) parts.push(["hop", movedText(hop)]);
     if (message.error) parts.push(["error", message.error]);
     if (message.node) parts.push(["node", message.node]);
     if (message.model) parts.push(["model", message.model]);
@@ -282,9 +282,10 @@ export class Chat {
     const { message, view } = running;
     if (event.kind === "answered") message.node = event.node_id;
     if (event.kind === "moved") {
-      message.hops.push({ from: event.from_node, reason: event.reason });
+      const hop = { from: event.from_node, to: event.to_node, reason: event.reason };
+      message.hops.push(hop);
       message.node = event.to_node ?? message.node;
-      announce(`${event.from_node} was left: ${event.reason}`);
+      announce(movedText(hop));
     }
     if (event.kind === "ended") message.node = event.node_id ?? message.node;
     this.soon(view);
@@ -303,6 +304,8 @@ export class Chat {
     this.text.style.height = `${Math.min(this.text.scrollHeight + 2, 220)}px`;
   }
 }
+
+const movedText = ({ from, to, reason }) => `moved from ${from}${to ? ` to ${to}` : ""}: ${reason}`;
 
 // `crypto.randomUUID` is not there on plain HTTP from another machine.
 const newRequestId = () => `page-${[...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;

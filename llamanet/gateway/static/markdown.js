@@ -11,10 +11,11 @@ import { h } from "./dom.js";
 
 const MAX_DEPTH = 8;
 const MAX_OPEN = 10;
+const MAX_INLINE = 50000;
 const SCHEMES = new Set(["http:", "https:", "mailto:"]);
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`]*)$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
+const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
+const HEADING = /^ {0,3}(#{1,6})\s+(.*)$/;
 const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( {0,12})([-*+]|\d{1,9}[.)])( {1,4}|\t|$)(.*)$/;
@@ -51,11 +52,11 @@ function blocksOf(lines) {
       while (at < lines.length && !end.test(lines[at])) at += 1;
       const code = lines.slice(from + 1, at).join("\n");
       at = Math.min(at + 1, lines.length);
-      take("code", from, { code, language: fence[2].trim().split(/\s+/)[0] });
+      take("code", from, { code, language: fence[2].trim() });
     } else if (HEADING.test(line)) {
       at += 1;
       const [, marks, text] = HEADING.exec(line);
-      take("heading", from, { level: marks.length, text });
+      take("heading", from, { level: marks.length, text: text.trimEnd().replace(/ #+$/, "") });
     } else if (RULE.test(line)) {
       at += 1;
       take("rule", from);
@@ -132,7 +133,7 @@ function elementOf(block, depth) {
       return h("div", { class: "wide-table", tabindex: "0", role: "region", "aria-label": "Table" },
         h("table", {},
           h("thead", {}, h("tr", {}, ...block.head.map((cell) => h("th", { scope: "col" }, ...inline(cell))))),
-          h("tbody", {}, ...block.rows.map((row) => h("tr", {}, ...block.head.map((_, index) => h("td", {}, ...inline(row[index] ?? ""))))))));
+          h("tbody", {}, ...block.rows.map((row) => h("tr", {}, ...row.map((cell) => h("td", {}, ...inline(cell))))))));
     default:
       return h("p", {}, ...inline(block.text));
   }
@@ -149,7 +150,7 @@ function codeBlock({ code, language }) {
     button.textContent = done ? "Copied" : "Not allowed";
     setTimeout(() => (button.textContent = "Copy"), 1500);
   } }, "Copy");
-  return h("div", { class: "code" }, h("div", { class: "code-head" }, h("span", {}, language.slice(0, 30)), button), h("pre", { tabindex: "0", role: "region", "aria-label": "Code" }, h("code", {}, code)));
+  return h("div", { class: "code" }, h("div", { class: "code-head" }, h("span", {}, language), button), h("pre", { tabindex: "0", role: "region", "aria-label": "Code" }, h("code", {}, code)));
 }
 
 /** Put `text` on the clipboard; whether that was allowed. */
@@ -189,6 +190,7 @@ const link = (href, ...children) => h("a", { href, target: "_blank", rel: "noope
 
 /** The nodes of a text in one block. Marks that are not closed stay what they are: text. */
 function inline(text) {
+  if (text.length > MAX_INLINE) return [text];
   const root = { mark: null, nodes: [] };
   const open = [root];
   const top = () => open.at(-1);

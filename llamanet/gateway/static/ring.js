@@ -10,6 +10,8 @@ const LABELLED = 24;
 const LABEL_HEIGHT = 30;
 const LABEL_CHARACTERS = 14;
 const CHARACTER_PX = 7;
+const LANE_PX = 20;
+const LANES = 3;
 const GHOST_MS = 6000;
 const FAILOVER_MS = 5000;
 
@@ -67,10 +69,7 @@ export class Ring {
     const labelled = all.length <= LABELLED;
     const longest = Math.min(LABEL_CHARACTERS, Math.max(6, ...all.map(({ node }) => node.node_id.length)));
     const radius = Math.max(50, Math.min(width / 2 - (labelled ? 20 + longest * CHARACTER_PX : 20), height / 2 - 26));
-    const places = all.map(({ node, ghost }) => {
-      const angle = angleOf(node.id);
-      return { node, ghost, x: Math.sin(angle) * radius, y: -Math.cos(angle) * radius };
-    });
+    const places = placeNodes(all, radius);
     if (labelled) placeLabels(places, radius);
     this.drawScale(radius);
     this.drawWires(places, radius);
@@ -214,6 +213,22 @@ function reconcile(parent, items, keyOf, { make, update }) {
 function bend(from, to, amount) {
   const middle = { x: (from.x + to.x) / 2 - (to.y - from.y) * amount, y: (from.y + to.y) / 2 + (to.x - from.x) * amount };
   return `M${from.x} ${from.y}Q${middle.x} ${middle.y} ${to.x} ${to.y}`;
+}
+
+/** Where each node is: at the angle of its id, and further out if another one is there already. */
+function placeNodes(all, radius) {
+  const places = [];
+  for (const { node, ghost } of [...all].sort((a, b) => (a.node.id < b.node.id ? -1 : 1))) {
+    const angle = angleOf(node.id);
+    let place;
+    for (let lane = 0; lane < LANES; lane += 1) {
+      const out = radius + lane * LANE_PX;
+      place = { node, ghost, x: Math.sin(angle) * out, y: -Math.cos(angle) * out };
+      if (all.length > LABELLED || !places.slice(-2 * LANES).some((other) => Math.hypot(other.x - place.x, other.y - place.y) < LANE_PX)) break;
+    }
+    places.push(place);
+  }
+  return places;
 }
 
 /** Give each place a `side` (-1 left, 1 right) and a `labelY`, such that no two labels of one side overlap. */
