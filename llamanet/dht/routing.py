@@ -273,23 +273,29 @@ class RoutingTable:
         The first two if they were not checked for `retry_after` seconds, the last if it is silent for `idle_after`
         seconds; None if there is no such contact.
         """
-        oldest: Entry | None = None
-        for entry in self._by_id.values():
-            if _is_urgent(entry, now) and now - entry.checked >= retry_after:
-                oldest = entry
-                break
-            if entry.failures or now - entry.seen < idle_after or entry.checked > now:
-                continue
-            if oldest is None or entry.seen < oldest.seen:
-                oldest = entry
-        if oldest is None:
+        chosen = next((entry for entry in self._urgent(now) if now - entry.checked >= retry_after), None)
+        if chosen is None:
+            silent = [
+                entry
+                for entry in self._by_id.values()
+                if now - entry.seen >= idle_after and not entry.failures and entry.checked <= now
+            ]
+            chosen = min(silent, key=lambda entry: entry.seen, default=None)
+        if chosen is None:
             return None
-        oldest.checked = now
-        return oldest.contact
+        chosen.checked = now
+        return chosen.contact
 
     def has_urgent(self, now: float) -> bool:
         """Whether a contact failed and has not answered since, or is to end its trial."""
-        return any(_is_urgent(entry, now) for entry in self._by_id.values())
+        return bool(self._urgent(now))
+
+    def _urgent(self, now: float) -> list[Entry]:
+        return [
+            entry
+            for entry in self._by_id.values()
+            if entry.failures or not (entry.proven or now - entry.since < TRIAL_S)
+        ]
 
     def looked_up(self, target: bytes, now: float) -> None:
         """A lookup for `target` ended, so its bucket is fresh."""
@@ -417,7 +423,3 @@ class RoutingTable:
             both: list[Entry] = getattr(last, name)
             setattr(near, name, [entry for entry in both if common_prefix_bits(self._own, entry.number) > depth])
             setattr(last, name, [entry for entry in both if common_prefix_bits(self._own, entry.number) == depth])
-
-
-def _is_urgent(entry: Entry, now: float) -> bool:
-    return entry.failures > 0 or not (entry.proven or now - entry.since < TRIAL_S)
