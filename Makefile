@@ -1,6 +1,7 @@
 # make demo    a swarm of three nodes on this machine, one of which dies in the middle of its answer
 # make test    every test, with real processes and a real model
 # make lint    style, types and layers
+# make fuzz    ten million spoilt inputs into each decoder of what comes from the network; minutes to an hour
 # make bench   every benchmark; the tables go into docs/benchmarks.md
 #
 # Each makes .venv first, when it is missing or older than pyproject.toml. Compiling llama.cpp takes minutes, once.
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint fuzz bench
 .NOTPARALLEL:
 
 demo: .venv/ready-run
@@ -22,6 +23,9 @@ lint: .venv/ready-lint
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
 	@.venv/bin/lint-imports
+
+fuzz: .venv/ready-test
+	@$(RUN) tests/wire/fuzz_wire.py
 
 bench: .venv/ready-bench
 	@$(RUN) benchmarks

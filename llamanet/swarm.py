@@ -197,9 +197,12 @@ class Swarm:
         """A vector of length 1 for each of `texts`; see `SwarmClient.embed` for all `options` and errors."""
         return await self._client.embed(texts, model=model, digest=digest, **options)
 
-    async def nodes(self, model: str | None = None) -> list[NodeView]:
-        """The nodes that are alive, or those that serve `model`, with their live state. Raises `NotJoined`."""
-        return await self._client.nodes(model)
+    async def nodes(self, model: str | None = None, *, node: str | None = None) -> list[NodeView]:
+        """The nodes that are alive, with their live state; or those that serve `model`, or have the label or id `node`.
+
+        Raises `NotJoined`.
+        """
+        return await self._client.nodes(model, node=node)
 
     async def models(self) -> list[ModelView]:
         """The models that can be asked for. Raises `NotJoined`."""

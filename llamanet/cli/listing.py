@@ -11,6 +11,7 @@ import click
 from llamanet.cli.options import with_local_node
 
 if TYPE_CHECKING:
+    from llamanet.dht.health import Health
     from llamanet.swarm import Swarm
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
@@ -24,26 +25,34 @@ def print_views(
     *,
     membership: Mapping[str, Any],
     as_json: bool,
+    with_health: bool = False,
 ) -> None:
     """Print what `look` finds: with `as_json` all that it tells of each thing, else the `columns` of a table.
 
-    `membership` is what `swarm_settings` gave.
+    `membership` is what `swarm_settings` gave. `with_health` adds how our own part of the DHT is doing: a line, or an
+    object beside the list.
     """
     # Imported only now, so that --help and a mistaken option are answered at once.
     from llamanet.cli.signals import run_until_signalled
     from llamanet.swarm import Swarm
 
+    health: list[Health] = []
     views: list[Any] = []
 
     async def fetch() -> None:
         async with Swarm(**with_local_node(membership)) as swarm:
             views.extend(await look(swarm))
+            health.append(swarm.statistics.dht)
 
     run_until_signalled(fetch)
     if as_json:
-        click.echo(json.dumps([attrs.asdict(view) for view in views], indent=2, ensure_ascii=False))
-    else:
-        print_table(columns, views)
+        listed = [attrs.asdict(view) for view in views]
+        told = {"nodes": listed, "health": attrs.asdict(health[0])} if with_health else listed
+        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        return
+    print_table(columns, views)
+    if with_health:
+        click.echo(f"\n{health[0].summary}")
 
 
 def print_table(columns: Mapping[str, Callable[[Any], str]], views: Sequence[Any]) -> None:

@@ -59,8 +59,10 @@ class ModelView:
     """Tokens a slot; the largest."""
 
 
-async def list_nodes(dht: Dht, directory: Directory, model: str | None) -> list[NodeView]:
-    """The nodes that answer, by label; of one model, or all."""
+async def list_nodes(dht: Dht, directory: Directory, model: str | None, node: str | None) -> list[NodeView]:
+    """The nodes that answer, by label: those with the label or id `node`, those of `model`, or all."""
+    if node is not None:
+        return await _look_at_all(dht, await directory.named(node), model)
     if model is None:
         return await _look_at_all(dht, await directory.nodes(), None)
     return await _look_at_all(dht, await directory.all_services(model), model)

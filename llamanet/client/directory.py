@@ -30,6 +30,7 @@ from llamanet.wire.facts import (
     decode_service_facts_untrusted,
     key_of,
     model_key_name,
+    node_key_name,
 )
 from llamanet.wire.identity import NodeId, PublicKey, node_id_of
 from llamanet.wire.record import Record
@@ -169,11 +170,16 @@ class Directory:
 
     async def nodes(self) -> Sequence[NodeRecord]:
         """All nodes, or in a large swarm a random sample of them; looked up now."""
-        return await self._nodes(copies=False)
+        return await self._nodes(ALL_NODES)
 
-    async def _nodes(self, *, copies: bool) -> Sequence[NodeRecord]:
+    async def named(self, label_or_id: str) -> Sequence[NodeRecord]:
+        """The nodes with a label, or the one with an id (in hexadecimal); looked up now, in a swarm of any size."""
+        nodes = await self._nodes(node_key_name(label_or_id))
+        return [node for node in nodes if label_or_id in (node.facts.label, node_id_of(node.public_key).hex())]
+
+    async def _nodes(self, name: str, *, copies: bool = False) -> Sequence[NodeRecord]:
         nodes = []
-        for record in await self._dht.get(key_of(ALL_NODES), limit=MAX_NODES, copies=copies):
+        for record in await self._dht.get(key_of(name), limit=MAX_NODES, copies=copies):
             try:
                 facts = decode_node_facts_untrusted(record.value)
             except BadMessage:
@@ -186,5 +192,5 @@ class Directory:
         return sorted(await self._names.get(None, fresh=fresh))
 
     async def _look_up_names(self, _: None, copies: bool) -> Sequence[str]:
-        nodes = await self._nodes(copies=copies)
+        nodes = await self._nodes(ALL_NODES, copies=copies)
         return tuple({model for node in nodes for model in node.facts.models})

@@ -46,6 +46,23 @@ class Health:
     refused: Mapping[str, int]
     """Records of ours that peers refused to store, by reason (the values of `storage.Refusal`)."""
 
+    @property
+    def summary(self) -> str:
+        """One line: how many nodes there are, who answers us, and where peers see us."""
+        error = f" ± {self.network_size * self.network_size_error:.0f}" if self.network_size_error else ""
+        seen = max(self.observed, key=lambda host: self.observed[host], default=None)
+        parts = [
+            f"about {self.network_size:.0f}{error} nodes",
+            f"{self.contacts} contacts, {self.failing_contacts} of them silent",
+            f"{self.overdue} of {self.requests_sent} requests unanswered",
+            f"peers see us at {seen}" if seen else "no peer has answered us",
+        ]
+        if self.observed_instead:
+            parts[-1] += f", not at {', '.join(self.announced)}"
+        if self.rtt_percentiles:
+            parts.insert(3, f"round trips of {1000 * self.rtt_percentiles[50]:.0f} ms (median)")
+        return "; ".join(parts)
+
 
 def percentiles(values: Iterable[float]) -> dict[int, float]:
     """The 50th, 90th and 99th percentile of `values`, by nearest rank; none of nothing."""

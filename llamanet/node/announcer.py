@@ -3,7 +3,8 @@
 Rules:
 - Keys that many nodes share (`model:{name}` and its shards, `all_nodes`) get slow facts, every two minutes: load has no
   place there.
-  A node's own keys (`node:{label}`, `node:{id}`) get its load, at every heartbeat.
+- A node's own keys (`node:{label}`, `node:{id}`) get its load: at the next heartbeat if it changed, else at every
+  second one, before the last record expires. Some holders are told, without looking them up: a reader asks them all.
 - Of a model that many nodes serve we are in the root and in two shards (`dht/shards.py`); when the depth changes, what
   we left in other shards expires by itself, so that readers who still look there find us.
 - What changes is told at once: a model, our address, or peers that should keep a small swarm's records.
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 SHARED_INTERVAL_S = 120.0
 SHARED_LIFETIME_S = 300
 HEARTBEATS_A_LIFE = 3
+HEARTBEAT_HOLDERS = 3
+"""Who are told of the load between two lookups of all holders."""
 JITTER = 0.1
 """Share of an interval by which it varies, so that nodes that started together do not stay together."""
 SPACING_S = 1.0
@@ -104,6 +107,8 @@ class Announcer:
         self._held: dict[str, _Held] = {}
         """What holds something of ours, as far as we know, by its key's name."""
         self._told: object = None
+        self._told_load: NodeFacts | None = None
+        """At the last heartbeat; None if that one was skipped, for it would have told nothing new."""
         self._warned: set[str] = set()
         """Refusals that were told of."""
 
@@ -140,14 +145,15 @@ class Announcer:
         shared_due, hosts = -math.inf, self.hosts()
         while True:
             now = trio.current_time()
-            if self._changed.is_set() or self.hosts() != hosts or now >= shared_due:
+            anew = self._changed.is_set() or self.hosts() != hosts
+            if anew or now >= shared_due:
                 self._changed, hosts = trio.Event(), self.hosts()
                 shared_due = now + self._jittered(SHARED_INTERVAL_S)
-                await self._publish_all(hosts)
+                await self._publish_all(hosts, anew=anew)
                 if not self._changed.is_set():
                     self._settled.set()
             else:
-                await self._publish(self._own_records(self._describe(hosts).node))
+                await self._tell_load(self._describe(hosts).node)
             with trio.move_on_after(self._jittered(self._heartbeat_interval)):
                 await self._changed.wait()
                 await trio.sleep(SETTLE_S)
@@ -164,7 +170,15 @@ class Announcer:
                 self.refresh()
             await trio.sleep(SPACING_S)
 
-    async def _publish_all(self, hosts: tuple[str, ...]) -> None:
+    async def _tell_load(self, facts: NodeFacts) -> None:
+        if facts == self._told_load:
+            self._told_load = None
+            return
+        await self._publish(self._own_records(facts), holders=HEARTBEAT_HOLDERS)
+        self._told_load = facts
+
+    async def _publish_all(self, hosts: tuple[str, ...], *, anew: bool) -> None:
+        """Publish everything: `anew` at the nodes that are nearest now, else where it was, if that is not long ago."""
         announcement = self._describe(hosts)
         without_load = attrs.evolve(announcement.node, running=0, waiting=0, tokens_per_second=0.0)
         shared: dict[str, ServiceFacts | NodeFacts] = {
@@ -173,7 +187,8 @@ class Announcer:
         }
         own = self._own_records(announcement.node)
         records = {name: (encode_facts(facts), SHARED_LIFETIME_S) for name, facts in shared.items()} | own
-        refused = await self._publish(records)
+        refused = await self._publish(records, holders=None if anew else self._dht.config.replicas)
+        self._told_load = announcement.node
         names = shared.keys() | own.keys()
         now = trio.current_time()
         self._held = {name: held for name, held in self._held.items() if held.until > now}
@@ -190,13 +205,19 @@ class Announcer:
         names = (node_key_name(facts.label), node_key_name(self._dht.identity.node_id))
         return dict.fromkeys(names, (encode_facts(facts), lifetime))
 
-    async def _publish(self, records: dict[str, tuple[bytes, int]]) -> set[str]:
-        """Publish under all names; returns those whose records no other node would keep, which is said once."""
+    async def _publish(self, records: dict[str, tuple[bytes, int]], *, holders: int | None) -> set[str]:
+        """Publish under all names, at so many of the last `holders` or (None) at the nearest nodes.
+
+        Returns the names whose records no other node would keep, which is said once.
+        """
         refused: dict[str, str] = {}
 
         async def publish(name: str, root: str, value: bytes, lifetime: int) -> None:
             self._held[name] = _Held(root, trio.current_time() + lifetime)
-            published = await self._dht.publish(key_of(name), value, lifetime=lifetime)
+            if holders is None:
+                published = await self._dht.publish(key_of(name), value, lifetime=lifetime)
+            else:
+                published = await self._dht.renew(key_of(name), value, lifetime=lifetime, most=holders)
             if not published.elsewhere:
                 refused.update((name, reason) for reason in REMEDIES.keys() & published.refusals)
             if name == root and is_model_key_name(name):

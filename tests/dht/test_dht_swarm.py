@@ -13,7 +13,7 @@ from llamanet.dht.bootstrap import JOINED_RETRY_S
 from llamanet.dht.distance import common_prefix_bits, number_of
 from llamanet.dht.handlers import Handlers
 from llamanet.dht.overlay import Overlay
-from llamanet.dht.service import DhtConfig, serve_dht
+from llamanet.dht.service import TOKEN_REUSE_S, DhtConfig, serve_dht
 from llamanet.errors import RpcTimeout, UserError
 from llamanet.testing.network import MemoryNetwork
 from llamanet.wire.envelope import MAX_DATAGRAM_BYTES, Network
@@ -355,6 +355,36 @@ async def test_records_live_at_the_nearest_nodes_and_anybody_finds_them(autojump
     found = await nodes[5].find_nodes(key("y"))
     others = [node for node in nodes if node is not nodes[5]]
     assert [peer.node_id for peer in found] == [node.identity.node_id for node in closest_nodes(others, key("y"), 16)]
+
+
+async def test_a_record_is_renewed_where_it_is_without_looking_for_its_holders(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(40)
+    publisher = closest_nodes(nodes, key("x"), 40)[-1]
+    await publisher.publish(key("x"), b"v", lifetime=600)
+    before = publisher.health()
+    renewed = await publisher.renew(key("x"), b"w", lifetime=600, most=3)
+    assert (renewed.stored, renewed.asked, renewed.elsewhere) == (3, 3, 3)
+    after = publisher.health()
+    assert (after.requests_sent - before.requests_sent, after.lookups) == (3, before.lookups)
+    assert [record.value for record in await nodes[2].get(key("x"))] == [b"w"]
+    nearest = closest_nodes(nodes, key("x"), 1)[0]
+    swarm.network.pause(swarm.addresses[nearest])
+    renewed = await publisher.renew(key("x"), b"y", lifetime=600, most=3)
+    assert renewed.stored == 8, "looked up again, for one of them did not store it"
+    await trio.sleep(TOKEN_REUSE_S + 1)
+    lookups = publisher.health().lookups
+    assert (await publisher.renew(key("x"), b"z", lifetime=600, most=3)).stored == 8
+    assert publisher.health().lookups > lookups, "the tokens are too old"
+
+
+async def test_who_keeps_its_own_record_renews_it_there_too(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(5)
+    await nodes[1].publish(key("x"), b"v", lifetime=600)
+    renewed = await nodes[1].renew(key("x"), b"w", lifetime=600, most=8)
+    assert (renewed.stored, renewed.asked, renewed.elsewhere) == (5, 5, 4)
+    assert [record.value for record in await nodes[1].get(key("x"), copies=True)] == [b"w"]
 
 
 async def test_many_publishers_of_one_key_are_all_found(autojump_clock, nursery):

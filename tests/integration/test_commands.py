@@ -113,6 +113,25 @@ def test_nodes(run, bootstrap, swarm_of_three, model):
         assert node["tokens_per_second"] >= 0
 
 
+def test_one_node_is_found_by_its_label_or_its_id(run, bootstrap, swarm_of_three):
+    [found] = json.loads(run("nodes", "--json", "--node", "node-2", *bootstrap).stdout)
+    assert found["address"] == f"127.0.0.1:{swarm_of_three[1].port}"
+    assert json.loads(run("nodes", "--json", "--node", found["id"], *bootstrap).stdout)[0]["node_id"] == "node-2"
+    assert json.loads(run("nodes", "--json", "--node", "nobody", *bootstrap).stdout) == []
+
+
+def test_health_of_the_dht(run, bootstrap):
+    *_, line = run("nodes", "--health", *bootstrap).stdout.splitlines()
+    assert re.fullmatch(
+        r"about 3 nodes; 3 contacts, 0 of them silent; \d+ of \d+ requests unanswered; "
+        r"round trips of \d+ ms \(median\); peers see us at 127.0.0.1",
+        line,
+    )
+    told = json.loads(run("nodes", "--health", "--json", *bootstrap).stdout)
+    assert [node["node_id"] for node in told["nodes"]] == ["node-1", "node-2", "node-3"]
+    assert (told["health"]["network_size"], told["health"]["drops"]["box"]) == (3.0, 0)
+
+
 def test_models(run, bootstrap, model):
     table = run("models", *bootstrap)
     assert (table.returncode, table.stderr) == (0, "")

@@ -1,3 +1,4 @@
+import itertools
 import logging
 from random import Random
 
@@ -121,6 +122,55 @@ async def test_load_is_told_at_each_heartbeat_under_the_nodes_own_keys_only(auto
     await trio.sleep(600)
     assert len(await services_under(dht, "model:alpha")) == 1
     assert len([record for record in caplog.records if "Published" in record.getMessage()]) == 1
+
+
+async def test_an_idle_node_tells_little_and_never_vanishes(autojump_clock, nursery, swarm):
+    first = await swarm.join()
+    for _ in range(29):
+        await swarm.join()
+    await trio.sleep(60)
+    member = Member(first, "10.0.0.1")
+    nursery.start_soon(member.announcer.serve)
+    await member.announcer.wait_settled()
+    await trio.sleep(60)
+    before = first.health()
+    for _ in range(12):
+        await trio.sleep(50)
+        assert len(await nodes_under(first, "node:node-a")) == 1
+    sent = first.health().requests_sent - before.requests_sent
+    reads = 12 * 12
+    upkeep = 600 / 5 + 60
+    heartbeats = 2 * announcer_module.HEARTBEAT_HOLDERS * 600 / 18
+    shared = 4 * 8 * (600 / 108 + 1) + 4 * 20 * 3
+    assert sent < reads + upkeep + heartbeats + shared
+
+
+async def test_what_changed_is_told_at_the_next_heartbeat_and_nothing_twice(
+    autojump_clock, nursery, swarm, monkeypatch
+):
+    dht = await swarm.join()
+    await swarm.join()
+    await trio.sleep(5)
+    renewed = []
+    renew = dht.renew
+
+    async def watched(key, value, **options):
+        if key == key_of("node:node-a"):
+            renewed.append((trio.current_time(), decode_node_facts_untrusted(value).running))
+        return await renew(key, value, **options)
+
+    monkeypatch.setattr(dht, "renew", watched)
+    member = Member(dht, "10.0.0.1")
+    nursery.start_soon(member.announcer.serve)
+    await member.announcer.wait_settled()
+    await trio.sleep(100)
+    times = [at for at, _ in renewed]
+    assert len(times) >= 4
+    assert all(18 <= later - earlier <= 22.1 for earlier, later in itertools.pairwise(times))
+    for running in (1, 2, 3):
+        member.running = running
+        await trio.sleep(11.01)
+        assert renewed[-1][1] == running
 
 
 @pytest.mark.parametrize("off", [-600.0, 600.0])
