@@ -78,13 +78,13 @@ def fits_a_socket(path: Path) -> bool:
 
 
 def _remove_stale(path: Path) -> None:
+    if not path.is_socket():
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
-        except FileNotFoundError:
-            pass
         else:
             raise UserError(f"--control (CONTROL): another process listens on {path}; give another path")
 
@@ -158,6 +158,10 @@ class Control:
         return {"held_by": list(self.host.held_by)}
 
 
+class _HungUp(LlamaNetError):
+    """Whoever asked does not wait for the answer."""
+
+
 async def serve_control(sock: trio.socket.SocketType, control: Control) -> None:
     """Answer on a socket that `control_socket` made, until cancelled."""
 
@@ -185,12 +189,18 @@ async def _answer(stream: trio.SocketStream, control: Control) -> None:
             await trio.sleep(PROGRESS_S)
             if told:
                 what, done, whole = told.pop()
-                await _send(stream, {"progress": {"what": what, "done": done, "whole": whole}})
+                try:
+                    await _send(stream, {"progress": {"what": what, "done": done, "whole": whole}})
+                except trio.BrokenResourceError as error:
+                    raise _HungUp from error
 
     async def watch_for_end() -> None:
-        while await stream.receive_some(MAX_LINE):
-            pass
-        raise trio.BrokenResourceError
+        try:
+            while await stream.receive_some(MAX_LINE):
+                pass
+        except trio.BrokenResourceError as error:
+            raise _HungUp from error
+        raise _HungUp
 
     answer: Answer
     try:
@@ -200,6 +210,8 @@ async def _answer(stream: trio.SocketStream, control: Control) -> None:
                 nursery.start_soon(watch_for_end)
                 answer = {"ok": await control.perform(_decoded(line), report)}
                 nursery.cancel_scope.cancel()
+    except _HungUp:
+        return
     except LlamaNetError as error:
         answer = {"error": str(error), "status": 2 if isinstance(error, UserError) else 1}
     await _send(stream, answer)

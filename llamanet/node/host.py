@@ -10,6 +10,7 @@ Rules:
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -27,6 +28,9 @@ from llamanet.node.worker import ThreadWorker, Worker
 from llamanet.wire.facts import NodeFacts, ServiceFacts
 from llamanet.wire.identity import Identity, short_name
 from llamanet.wire.rpc import Address, ModelState
+
+if TYPE_CHECKING:
+    from llamanet.node.upstream import UpstreamEngine
 
 log = logging.getLogger(__name__)
 
@@ -106,12 +110,25 @@ class Host:
             raise UserError(f"two models are named {model.name!r}; rename one of the files")
         residence = self._residences[model.name] = _Residence(model)
         try:
-            with ungrouped():
-                await self._stay(residence, task_status)
+            await self._stay(residence, task_status)
         finally:
             del self._residences[model.name]
             self._refresh()
             residence.gone.set()
+
+    def offer(self, engine: "UpstreamEngine") -> None:
+        """Serve a model of another server, until `take_back`. Raises `UserError` for a name that is taken."""
+        if engine.name in self.endpoint.served():
+            raise UserError(f"two models are named {engine.name!r}; leave one of them out")
+        self.endpoint.engines[engine.name] = engine
+        self.endpoint.withdrawn.discard(engine.name)
+        self._refresh()
+
+    def take_back(self, name: str) -> None:
+        """Take no new requests for a model that was offered; those that run go on."""
+        del self.endpoint.engines[name]
+        self.endpoint.withdrawn.add(name)
+        self._refresh()
 
     async def unload(self, name: str, *, timeout: float = DRAIN_S) -> None:
         """Take a model back, and return when its memory is free; its streams may go on for `timeout` seconds.
@@ -129,11 +146,12 @@ class Host:
         """Serve a model, loaded or asleep, until it is to leave."""
         name, endpoint = residence.model.name, self.endpoint
         try:
-            await self._serve_loaded(residence, task_status)
-            while residence.leave_by is None:
-                await residence.news.wait()
-                if residence.leave_by is None:
-                    await self._serve_loaded(residence, trio.TASK_STATUS_IGNORED)
+            with ungrouped():
+                await self._serve_loaded(residence, task_status)
+                while residence.leave_by is None:
+                    await residence.news.wait()
+                    if residence.leave_by is None:
+                        await self._serve_loaded(residence, trio.TASK_STATUS_IGNORED)
         except LlamaNetError as error:
             if name not in endpoint.sleeping:
                 raise

@@ -103,7 +103,8 @@ class ClusterNode:
     """Of its endpoint."""
     dht: Dht
     host: Host
-    backend: ScriptedBackend
+    backends: list[ScriptedBackend]
+    """One for each time that its model was loaded."""
     tamper: Callable[[bytes], bytes | None] | None = None
     """Sees each piece that the node writes to a connection, without TLS a whole websocket frame, and returns what is
     written instead; None breaks the connection."""
@@ -114,6 +115,11 @@ class ClusterNode:
     links: set[Link] = attrs.field(factory=set)
     listener: _Listener
     scope: trio.CancelScope
+
+    @property
+    def backend(self) -> ScriptedBackend:
+        """Of its model as it was loaded last."""
+        return self.backends[-1]
 
 
 class Cluster:
@@ -136,22 +142,34 @@ class Cluster:
         digest: bytes = bytes(32),
         tls: bool = False,
         max_waiting: int = 64,
+        idle_unload: float = math.inf,
         make_backend: Callable[..., ScriptedBackend] = ScriptedBackend,
         **script: Any,
     ) -> ClusterNode:
         """A node that serves one scripted model; `script` are fields of what `make_backend` makes."""
         identity, transport = self._join()
-        backend = make_backend(**script)
-        host = Host(identity, label=label, tls=tls, make_worker=TrioWorker, max_waiting=max_waiting)
+        backends: list[ScriptedBackend] = []
+        host = Host(
+            identity,
+            label=label,
+            tls=tls,
+            make_worker=TrioWorker,
+            max_waiting=max_waiting,
+            idle_unload=idle_unload,
+        )
         address = Address(transport.addresses[0].host, PORT)
         listener = _Listener()
         scope = trio.CancelScope()
+
+        def load() -> ScriptedBackend:
+            backends.append(make_backend(**script))
+            return backends[-1]
 
         async def run(*, task_status: trio.TaskStatus[ClusterNode]) -> None:
             with scope:
                 async with trio.open_nursery() as nursery:
                     dht = await self._start_dht(nursery, identity, transport, host, client_mode=False)
-                    loaded = Model(name=model, digest=digest, make_backend=lambda: backend)
+                    loaded = Model(name=model, digest=digest, make_backend=load)
                     await nursery.start(host.serve_model, loaded)
                     thawed = trio.Event()
                     thawed.set()
@@ -160,7 +178,7 @@ class Cluster:
                         address=address,
                         dht=dht,
                         host=host,
-                        backend=backend,
+                        backends=backends,
                         thawed=thawed,
                         listener=listener,
                         scope=scope,

@@ -250,7 +250,7 @@ async def test_draining_refuses_new_requests_and_finishes_running_ones(autojump_
             waiting.start_soon(node.endpoint.wait_idle)
             while not rest or not isinstance(rest[-1], Finished):
                 rest.append(await receive(websocket))
-    assert Failed(id=2, code="draining", message="the node is shutting down") in rest
+    assert Failed(id=2, code="draining", message="the node takes no new requests") in rest
     assert any(isinstance(message, StatusReply) and message.draining for message in rest)
     assert ids_in(first + rest) == scripted_tokens("say it", 5)
 
