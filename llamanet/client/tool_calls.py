@@ -166,7 +166,9 @@ class CallReader:
         piece = self._take(len(self._held) if end is None else end)
         if piece:
             self._calls[-1][2].append(piece)
-            deltas.append(ToolCallDelta(len(self._calls) - 1, piece))
+            # Never two of one call at once: OpenAI's own client would lose one.
+            name = deltas.pop() if deltas else ToolCallDelta(len(self._calls) - 1)
+            deltas.append(attrs.evolve(name, arguments=piece))
         if end is None:
             return False
         self._place = _Place.TAIL

@@ -166,7 +166,7 @@ def _turns(body: ChatBody) -> Iterator[dict[str, Any]]:
             turn["content"] = "\n".join(_text(part, f"messages[{number}].content[{place}]") for place, part in parts)
         elif not message.tool_calls and message.role != "assistant":
             raise ApiError(400, "A message without content", code="invalid_value", param=f"messages[{number}].content")
-        for name in ("name", "tool_calls", "tool_call_id"):
+        for name in ("tool_calls", "tool_call_id"):  # No template of a chat knows speakers by their names.
             if (value := getattr(message, name)) is not None:
                 turn[name] = value
         yield turn

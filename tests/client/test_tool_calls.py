@@ -32,6 +32,7 @@ def read(form: str, pieces: list[str]) -> tuple[str, list[tuple[str | None, str 
     told: list[tuple[str | None, str | None, str]] = []
     for text, deltas in [*map(calls.feed, pieces), calls.finish()]:
         words.append(text)
+        assert len({delta.index for delta in deltas}) == len(deltas)
         for delta in deltas:
             if delta.index == len(told):
                 told.append((delta.id, delta.name, ""))
@@ -97,11 +98,12 @@ def test_a_call_is_told_as_it_is_written():
     calls = reader("hermes")
     assert calls.feed("I look. \n<tool") == Parsed("I look.")
     assert calls.feed('_call>\n{"name": "weather", "argu') == Parsed("")
-    name, first = calls.feed('ments": {"city": "B').calls
-    assert (name.index, name.id, name.name, name.arguments) == (0, "id0", "weather", "")
-    assert (first.index, first.id, first.name, first.arguments) == (0, None, None, '{"city": "B')
+    (first,) = calls.feed('ments": {"city": "B').calls
+    assert (first.index, first.id, first.name, first.arguments) == (0, "id0", "weather", '{"city": "B')
+    (second,) = calls.feed("er").calls
+    assert (second.index, second.id, second.name, second.arguments) == (0, None, None, "er")
     assert not calls.whole
-    assert [delta.arguments for delta in calls.feed('ern"}}\n</tool').calls] == ['ern"}']
+    assert [delta.arguments for delta in calls.feed('n"}}\n</tool').calls] == ['n"}']
     assert calls.feed("_call>") == calls.finish() == Parsed("")
     assert calls.whole
 
