@@ -26,11 +26,12 @@ import resource
 import statistics
 import time
 from collections.abc import Coroutine, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import attrs
 import trio
+from parallel import in_processes
 from report import Case, main, spread
 
 from llamanet.dht.service import Dht, DhtConfig, serve_dht
@@ -499,10 +500,9 @@ def measure_alone(size: int, amounts: Amounts) -> list[Case]:
 
 
 def measure(quick: bool) -> list[Case]:
-    with ProcessPoolExecutor(2 if quick else 1) as processes:
-        # The longest first.
-        largest_first = processes.map(measure_alone, reversed(SIZES), itertools.repeat(QUICK if quick else FULL))
-        return [case for cases in reversed(list(largest_first)) for case in cases]
+    # The longest first.
+    calls = [(measure_alone, (size, QUICK if quick else FULL)) for size in reversed(SIZES)]
+    return list(itertools.chain.from_iterable(reversed(in_processes(2 if quick else 1, calls))))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ member, succeeds if it finds the record of a publisher that lives and has publis
 A node behind a NAT hears only from addresses that it wrote to within 30 s.
 """
 
+import itertools
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 
 import attrs
+from parallel import in_processes
 from report import Case, main
 from simulated import key, percentile
 
@@ -120,13 +121,15 @@ def measure(quick: bool) -> list[Case]:
             *measure_churn(15, 40, 0.5, 3.0, None),
             *measure_nat(40, 0.5, 3.0),
         ]
-    with ProcessPoolExecutor(2) as processes:
-        parts = [
-            processes.submit(measure_churn, 60, 100, 24.0, 8.0, 99.9),
-            processes.submit(measure_churn, 15, 100, 6.0, 4.0, None),
-            processes.submit(measure_nat, 100, 2.0, 4.0),
-        ]
-        return [case for part in parts for case in part.result()]
+    parts = in_processes(
+        2,
+        [
+            (measure_churn, (60, 100, 24.0, 8.0, 99.9)),
+            (measure_churn, (15, 100, 6.0, 4.0, None)),
+            (measure_nat, (100, 2.0, 4.0)),
+        ],
+    )
+    return list(itertools.chain.from_iterable(parts))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 A name with few publishers costs what one key costs. A reader of a large one asks some random shards at once, each for a
 share of what it wants: every holder of a shard has all of the shard's publishers, so each of them is as likely to be
-told as another, and no holder is asked more than another.
+told as another, and no holder is asked more than another. Shares are so small that one answer holds one, and half as
+many again are asked for as are wanted, so that a sample waits neither for a second page nor for the slowest shards; who
+is slow for one reader is near another.
 """
 
 from collections.abc import Sequence
@@ -15,8 +17,9 @@ from llamanet.wire.facts import key_of
 from llamanet.wire.identity import NodeId
 from llamanet.wire.record import Record
 
-SAMPLED_SHARDS = 8
+SAMPLED_SHARDS = 32
 SHARDS_AT_ONCE = 8
+"""Where all shards are read."""
 SHARD_LIMIT = 500
 
 
@@ -30,8 +33,14 @@ async def sample(dht: Dht, name: str, limit: int, *, copies: bool = False) -> Se
         return root
     prefixes = dht.rng.sample(range(2**depth), min(2**depth, SAMPLED_SHARDS))
     shards = [shard_name(name, prefix, depth) for prefix in prefixes]
-    found = await _read_shards(dht, shards, each=-(-limit // len(shards)), limit=limit, copies=copies)
+    each = share_of(limit, len(shards))
+    found = await _read_shards(dht, shards, each=each, limit=limit, at_once=len(shards), copies=copies)
     return _filled_up(found, root, limit)
+
+
+def share_of(limit: int, shards: int) -> int:
+    """How many records a sample of `limit` asks of each of so many shards: half as many again as it needs, in all."""
+    return -(-3 * limit // (2 * shards))
 
 
 async def everyone(dht: Dht, name: str, limit: int) -> Sequence[Record]:
@@ -53,9 +62,9 @@ async def _read_root(dht: Dht, name: str, limit: int, *, copies: bool = False) -
 
 
 async def _read_shards(
-    dht: Dht, shards: Sequence[str], *, each: int, limit: int, copies: bool = False
+    dht: Dht, shards: Sequence[str], *, each: int, limit: int, at_once: int = SHARDS_AT_ONCE, copies: bool = False
 ) -> dict[NodeId, Record]:
-    """Up to `each` records of every shard, until there are `limit`."""
+    """Up to `each` records of every shard, until there are `limit`; `at_once` shards are asked at the same time."""
     found: dict[NodeId, Record] = {}
     waiting = list(reversed(shards))
 
@@ -63,9 +72,11 @@ async def _read_shards(
         while waiting and len(found) < limit:
             for record in await dht.get(key_of(waiting.pop()), limit=each, copies=copies):
                 found[record.publisher] = record
+        if len(found) >= limit:
+            nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        for _ in range(min(SHARDS_AT_ONCE, len(shards))):
+        for _ in range(min(at_once, len(shards))):
             nursery.start_soon(read_some)
     return found
 
