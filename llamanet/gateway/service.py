@@ -18,7 +18,6 @@ import attrs
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from starlette.types import ASGIApp
@@ -26,6 +25,7 @@ from starlette.types import ASGIApp
 from llamanet.errors import UserError, ungrouped
 from llamanet.gateway.app import SERVICES, build_app
 from llamanet.gateway.config import GatewayConfig
+from llamanet.gateway.connection import Connection
 from llamanet.gateway.gateway import Asked, Gateway
 from llamanet.gateway.limits import MAX_HEADER_BYTES
 from llamanet.node.service import bind, resolve_host
@@ -107,7 +107,7 @@ async def _serve(app: ASGIApp, listener: trio.SocketListener, tls: ssl.SSLContex
         live.add(stream)
         try:
             secured: Any = trio.SSLStream(stream, tls, server_side=True, https_compatible=True) if tls else stream
-            await TCPServer(handler, config, worker, ConnectionState({}), secured)
+            await Connection(handler, config, worker, ConnectionState({}), secured)
         except Exception as error:
             # Strangers' bytes go through code that is not ours. What comes out of it must not end the gateway, and with
             # it everybody else's streams. Cancellation is no `Exception`.

@@ -1,0 +1,71 @@
+"""The short way out of a connection: nothing is lost or out of order when the kernel takes only a part, or none."""
+
+from typing import Any
+
+import pytest
+import trio
+import trio.lowlevel
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+
+from llamanet.gateway.connection import Connection
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+async def serve(app: Any, stream: trio.SocketStream) -> None:
+    wrapped: Any = ASGIWrapper(app)
+    config = Config()
+    config.keep_alive_timeout = 60
+    unsecured: Any = stream
+    await Connection(wrapped, config, WorkerContext(None), ConnectionState({}), unsecured)
+
+
+async def pair():
+    """Both ends of a connection: the server's, and the client's."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        theirs = await trio.open_tcp_stream(*listener.socket.getsockname())
+        return await listener.accept(), theirs
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+async def test_all_pieces_arrive_in_order(nursery, size):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % (5 * size))]})
+        for number in range(5):
+            await send({"type": "http.response.body", "body": b"%d" % number * size, "more_body": number < 4})
+
+    ours, theirs = await pair()
+    nursery.start_soon(serve, app, ours)
+    await theirs.send_all(REQUEST)
+    got = b""
+    with trio.fail_after(10):
+        async for data in theirs:
+            got += data
+            await trio.lowlevel.checkpoint()
+    body = got.partition(b"\r\n\r\n")[2]
+    assert body == b"".join(b"%d" % number * size for number in range(5))
+
+
+async def test_a_reader_who_is_gone_ends_the_connection_and_nothing_else():
+    sent = 0
+
+    async def app(scope, receive, send):
+        nonlocal sent
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await send({"type": "http.response.body", "body": b"too late"})
+        sent += 1
+
+    ours, theirs = await pair()
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, app, ours)
+            await theirs.send_all(REQUEST)
+            await theirs.receive_some()
+            await theirs.aclose()
+    assert sent == 1
