@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from llamanet.errors import LlamaNetError
-from llamanet.gateway import chat, completions, embeddings, health, live, metrics, models, page
+from llamanet.gateway import chat, completions, embeddings, health, live, metrics, models, openapi, page
 from llamanet.gateway.access import Access, allow_origins, follow_key_file
 from llamanet.gateway.access_log import log_access
 from llamanet.gateway.exchange import Exchanges
@@ -35,6 +35,7 @@ def build_app(gateway: Gateway) -> ASGIApp:
             *chat.routes,
             *completions.routes,
             *embeddings.routes,
+            *openapi.routes,
             *health.routes(gateway),
             *metrics.routes(gateway.metrics),
             *live.routes(gateway),

@@ -20,7 +20,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llamanet.errors import UserError, ungrouped
 from llamanet.gateway.app import SERVICES, build_app
@@ -94,7 +94,7 @@ async def serve_gateway(
 
 async def _serve(app: ASGIApp, listener: trio.SocketListener, tls: ssl.SSLContext | None, stop: trio.Event) -> None:
     # Its types are its own TypedDicts, and say TLS only.
-    handler: Any = ASGIWrapper(cast(Any, app))
+    handler: Any = ASGIWrapper(cast(Any, discard_rest(app)))
     config = Config()
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.include_server_header = False
@@ -135,6 +135,40 @@ async def _serve(app: ASGIApp, listener: trio.SocketListener, tls: ssl.SSLContex
                 accepting.cancel_scope.cancel()
             await worker.terminated.set()  # Idle connections close.
         cutter.cancel_scope.cancel()
+
+
+def discard_rest(app: ASGIApp) -> ASGIApp:
+    """Read on while an answer to a body that was not read whole is sent.
+
+    hypercorn holds ten pieces of a body, and with them full it would neither send the end of the answer nor notice that
+    the reader leaves.
+    """
+
+    async def discarding(scope: Scope, receive: Receive, send: Send) -> None:
+        unread = scope["type"] == "http"
+
+        async def receive_noted() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def discard() -> None:
+            while unread:
+                await receive_noted()
+
+        async def send_and_discard(message: Message) -> None:
+            if not unread or message["type"] != "http.response.body" or message.get("more_body", False):
+                await send(message)
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(discard)
+                await send(message)
+                nursery.cancel_scope.cancel()
+
+        await app(scope, receive_noted, send_and_discard)
+
+    return discarding
 
 
 async def run_gateway(config: GatewayConfig) -> None:
