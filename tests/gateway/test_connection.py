@@ -45,7 +45,7 @@ async def test_all_pieces_arrive_in_order(nursery, size):
     with trio.fail_after(10):
         async for data in theirs:
             got += data
-            await trio.lowlevel.checkpoint()
+    await theirs.aclose()
     body = got.partition(b"\r\n\r\n")[2]
     assert body == b"".join(b"%d" % number * size for number in range(5))
 
