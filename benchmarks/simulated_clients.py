@@ -17,7 +17,6 @@ from simulated_swarm import SLOTS, Clock, Job, SimulatedNode, Wait, capacity
 from llamanet.client.attempt import HUNG_ESTIMATES
 from llamanet.client.directory import Service
 from llamanet.client.hedge import HedgeBudget
-from llamanet.client.pool import PROBES
 from llamanet.client.probe import GRACE_S
 from llamanet.client.router import Question, Router
 from llamanet.client.selection import Candidate, estimated_ttft
@@ -180,7 +179,9 @@ class Client:
         """As client/choice.py does it."""
         clock = self.world.clock
         start = time.perf_counter()
-        targets = self.router.probe_order(question, left, clock.now)[:PROBES]
+        count = self.router.probes.affordable(again=len(left) < len(self.world.services))
+        targets = self.router.probe_order(question, left, clock.now)[:count]
+        self.router.probes.spend(len(targets))
         self.outcome.policy_s += time.perf_counter() - start
         self.count(probes=len(targets), choices=1)
         rtts = sorted(self.rtts[at] for at in targets)
@@ -221,6 +222,7 @@ class Client:
         clock, prompt = self.world.clock, question.prompt_tokens
         start, counted = clock.now, clock.now > WARM_UP_S
         self.hedges.earn()
+        self.router.probes.earn()
         self.count(requests=1)
         hedged = self.strategy == "oracle"
         left, answered = float(answer), None

@@ -18,6 +18,7 @@ from llamanet.client.directory import Directory
 from llamanet.client.hedge import HedgeBudget
 from llamanet.client.lobby import Lobby
 from llamanet.client.peers import PeerMemory
+from llamanet.client.probe_budget import ProbeBudget
 from llamanet.client.selection import Candidate, estimated_ttft
 from llamanet.dht.service import Dht
 from llamanet.errors import NodeFailed, RpcTimeout
@@ -26,6 +27,8 @@ from llamanet.wire.rpc import Contact, ModelState
 
 SILENCE_S = 0.5
 """The least silence after which a node is asked whether it is alive..."""
+MAX_SILENCE_S = 4.0
+"""...and twice as long after each time that it was, up to this: who waits in a queue does not ask for ever..."""
 SILENT_GAPS = 2
 """...and so many times its usual time between tokens."""
 PING_S = 0.3
@@ -56,6 +59,7 @@ class Access:
     peers: PeerMemory
     lobby: Lobby
     hedges: HedgeBudget
+    probes: ProbeBudget
     rng: Random
 
 
@@ -105,12 +109,16 @@ class Attempt:
 
     async def receive(self) -> Answer:
         """The node's next answer. Raises `NodeFailed` if none will come. Cancelling it loses nothing."""
+        pause = max(SILENCE_S, SILENT_GAPS * self._gap)
         while True:
-            with trio.move_on_after(max(SILENCE_S, SILENT_GAPS * self._gap)):
+            with trio.move_on_after(pause):
                 answer = await self._exchange.receive()
                 self._heard(answer)
                 return answer
             await self._check()
+            # But not later than it would be taken to hang.
+            left = self.heard_at + self._patience() - trio.current_time()
+            pause = max(SILENCE_S, min(2 * pause, max(MAX_SILENCE_S, SILENT_GAPS * self._gap), left))
 
     def fail(self) -> None:
         """The node is to blame for the end."""
@@ -157,6 +165,7 @@ class Attempt:
         contact = Contact(service.public_key, self.candidate.address)
         timeout = max(PING_S, PING_ROUND_TRIPS * self.candidate.rtt)
         for _ in range(PINGS):
+            self._access.probes.spend(1)
             try:
                 pong = (await self._access.dht.ping(contact, model=service.model, timeout=timeout)).pong
             except RpcTimeout:

@@ -1,8 +1,8 @@
 """The nodes that are left for one request, the best first: looked up, probed a few at a time, ranked.
 
 The policy is in `client/router.py`; here it meets the network. Rules:
-- `PROBES` nodes are probed for a request, and what the pool holds of others counts too; further ones are probed only
-  when none of these will do.
+- At most `PROBES` nodes are probed for a request (`client/probe_budget.py`), and what the pool holds of others counts
+  too; further ones are probed only when none of these will do.
 - A preferred model file comes first. When no node that has it is left, those with another file of the model's name come
   at once, unless one that has it is only busy.
 - Nobody is given up lightly: before the end the records are looked up anew, then come the nodes that failed this
@@ -16,7 +16,7 @@ import trio
 
 from llamanet.client.decision import Considered, Decision
 from llamanet.client.directory import Directory, Service
-from llamanet.client.pool import MAX_AGE_S, PROBES
+from llamanet.client.pool import MAX_AGE_S
 from llamanet.client.probe import probe
 from llamanet.client.router import Question, Router
 from llamanet.client.selection import (
@@ -87,7 +87,8 @@ class Choice:
             self._ranked = []
         while not self._ranked:
             if self._unprobed:
-                batch = self._router.first_of(self._unprobed, FURTHER_PROBES if self._probes else PROBES, now)
+                count = FURTHER_PROBES if self._probes else self._router.probes.affordable(again=bool(self._failures))
+                batch = self._router.first_of(self._unprobed, count, now)
                 # Only what was probed is gone: who cancels this and calls again finds the rest, and the batch.
                 silent = await self._probe(batch, patiently=False)
                 self._unprobed = [service for service in self._unprobed if service not in batch]
@@ -147,6 +148,7 @@ class Choice:
 
     async def _probe(self, services: list[Service], *, patiently: bool) -> list[Service]:
         """Rank those that answer, or are in the pool, and will do; returns those that did not answer."""
+        self._router.probes.spend(len(services))
         candidates = await probe(self._dht, self._nursery, services, self._hear, patiently=patiently)
         self._probes += len(services)
         now = trio.current_time()

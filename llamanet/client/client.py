@@ -173,6 +173,7 @@ class SwarmClient:
             peers=self._router.peers,
             lobby=Lobby(),
             hedges=HedgeBudget(),
+            probes=self._router.probes,
             rng=self._rng,
         )
 
@@ -251,6 +252,7 @@ class SwarmClient:
         strategy = self._strategy if strategy is None else check_strategy(strategy)
         make_choice = partial(self._make_choice, blocks=request_blocks(request), strategy=strategy)
         self._access.hedges.earn()
+        self._access.probes.earn()
         stream = Stream(
             self._access,
             make_choice,

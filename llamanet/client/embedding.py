@@ -98,6 +98,7 @@ class Embedder:
 
     async def _batch(self, batch: Embed) -> tuple[Candidate, Embeddings]:
         prompt_tokens = tokens_in(sum(map(len, batch.texts)))
+        self._access.probes.earn()
         choice: Choice | None = None
         while True:
             if self._budget.is_spent(self._failed):

@@ -18,11 +18,10 @@ from random import Random
 import attrs
 
 from llamanet.client.directory import Service
+from llamanet.client.probe_budget import PROBES
 from llamanet.client.selection import Candidate, load_of, ranked, with_one_more
 
 POOL_SIZE = 16
-PROBES = 3
-"""Sent for each request."""
 REMOVED = 1
 """Removed for each request."""
 EXCESS = 1.0

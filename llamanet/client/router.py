@@ -20,7 +20,18 @@ from llamanet.client.decision import Considered, considered
 from llamanet.client.directory import Service
 from llamanet.client.peers import PeerMemory
 from llamanet.client.pool import ProbePool
-from llamanet.client.selection import Candidate, Wishes, estimated_ttft, homes, load, ranked, remembers
+from llamanet.client.probe_budget import ProbeBudget
+from llamanet.client.selection import (
+    Candidate,
+    Wishes,
+    estimated_ttft,
+    homes,
+    load,
+    objection,
+    overload,
+    ranked,
+    remembers,
+)
 from llamanet.client.strategy import STRATEGIES
 from llamanet.wire.identity import NodeId
 
@@ -50,6 +61,7 @@ class Router:
     def __init__(self, rng: Random) -> None:
         self.peers = PeerMemory()
         self.pool = ProbePool(rng)
+        self.probes = ProbeBudget()
         self._affinity = Affinity()
         self._rng = rng
         self._round = 0
@@ -66,7 +78,7 @@ class Router:
         elif question.strategy == "soonest":
             promises = self._promises(question, order, now)
             order.sort(key=lambda service: promises[service])
-        return self._doubtful_last(order, now)
+        return sorted(order, key=lambda service: (self._doubtful(service, now), self._unsuited(question, service, now)))
 
     def first_of(self, order: list[Service], count: int, now: float) -> list[Service]:
         """Up to `count` of a probe order, and no doubtful one while there is another."""
@@ -128,8 +140,15 @@ class Router:
             explained.append(considered(candidate, self.peers, question.prompt_tokens, tokens, now, verdict))
         return tuple(explained)
 
-    def _doubtful_last(self, order: list[Service], now: float) -> list[Service]:
-        return sorted(order, key=lambda service: not self.peers.usable(service.node_id, now))
+    def _doubtful(self, service: Service, now: float) -> bool:
+        return not self.peers.usable(service.node_id, now)
+
+    def _unsuited(self, question: Question, service: Service, now: float) -> bool:
+        """Whether it was lately not what the question wishes, so that asking it again would be a waste."""
+        outlook = self.pool.outlook(service, now)
+        if outlook is None or now - outlook[0].at > UNCERTAIN_S:
+            return False
+        return bool(objection(outlook[0], question.wishes) or overload(outlook[0], question.wishes))
 
     def _promises(self, question: Question, services: Sequence[Service], now: float) -> dict[Service, float]:
         """When each would speak, with chance in it; less than 0 for one that remembers the prompt's beginning."""

@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 import trio
 
-from llamanet.client.pool import PROBES
+from llamanet.client.attempt import MAX_SILENCE_S
 from llamanet.client.probe import TIMEOUT_S, TRIES
+from llamanet.client.probe_budget import MOST_OWED, PROBES
 from llamanet.errors import NoNodeServes, UserError
 from llamanet.swarm import Swarm
 from llamanet.testing.cluster import Cluster
@@ -166,6 +167,51 @@ async def test_at_most_three_small_probes_a_request(autojump_clock, nursery, mon
     for number in range(50):
         await ask(client, f"prompt {number}", model="alpha")
     assert len(pings) == 50 * PROBES
+
+
+async def test_three_probes_a_request_also_with_wishes_hedges_and_silent_nodes(autojump_clock, nursery, monkeypatch):
+    cluster = Cluster(nursery)
+    for number in range(12):
+        await cluster.start_node(f"node-{number}", step_time=0.01 if number < 2 else 0.1)
+    await trio.sleep(3)
+    client = await cluster.start_client()
+    await ask(client, model="alpha")
+    pings = 0
+    ping = client._dht.ping
+
+    async def count(contact, **options):
+        nonlocal pings
+        pings += 1
+        return await ping(contact, **options)
+
+    monkeypatch.setattr(client._dht, "ping", count)
+    requests = 60
+    for number in range(requests):
+        async with client.stream(f"prompt {number}", model="alpha", min_tps=50.0, max_tokens=5, **GREEDY) as stream:
+            async for _ in stream:
+                pass
+        assert stream.node_id in ("node-0", "node-1")
+        if number == 30:
+            cluster.freeze("node-0")
+    assert client._access.probes.sent == pytest.approx(pings, abs=4 + PROBES)
+    assert pings <= PROBES * requests + MOST_OWED
+
+
+async def test_who_waits_in_a_queue_is_not_asked_about_for_ever(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(1, slots=1, step_time=0.5)
+    client = await cluster.start_client()
+
+    async def occupy():
+        await ask(client, max_tokens=120)
+
+    nursery.start_soon(occupy)
+    await trio.sleep(3)
+    before, start = client._access.probes.sent, trio.current_time()
+    await ask(client, "after that", max_tokens=1)
+    waited = trio.current_time() - start
+    assert waited > 50
+    assert client._access.probes.sent - before <= PROBES + 8 + waited / MAX_SILENCE_S
 
 
 async def test_probes_are_small(autojump_clock, nursery, monkeypatch):
