@@ -14,7 +14,7 @@ import trio
 
 from llamanet.client.client import SwarmClient
 from llamanet.errors import LlamaNetError
-from llamanet.testing.backend import scripted_text, scripted_tokens
+from llamanet.testing.backend import scripted_logprobs, scripted_text, scripted_tokens
 from llamanet.testing.cluster import Cluster, ClusterNode
 from llamanet.testing.network import MemoryNetwork
 
@@ -26,8 +26,8 @@ TOKENS = (1, 60)
 CALM_S = (0.1, 1.5)
 """Between two disasters."""
 LAG_S = (0.05, 3.0)
-LATE_S = 5.0
-"""How long a node lags."""
+"""By which all that a node writes is late, until the next disasters are over."""
+LOGPROBS = 2
 SETTLED_S = 200.0
 """After it nothing of a stream may be left: idle connections are closed, dead ones noticed."""
 CANCELLED = 0.05
@@ -166,16 +166,41 @@ async def run_chaos(*, seed: int, streams: int) -> Outcome:
 
 
 async def _check_stream(client: SwarmClient, number: int, count: int, outcome: Outcome) -> None:
+    """Every third stream has log-probabilities, every fifth a stop string, every seventh a grammar."""
     prompt = f"prompt {number}"
+    expected = scripted_tokens(prompt, count, seed=number, temperature=0.7)
+    text, reason = scripted_text(expected), "length"
+    logprobs = None if number % 3 else LOGPROBS
+    stop = None if number % 5 else text.split()[len(text.split()) // 2]
+    grammar = None if number % 7 else 'root ::= "any"'
+    if stop:
+        # The stream ends with the token that completes the string, and the text before it.
+        ends = next(end for end in range(1, count + 1) if stop in scripted_text(expected[:end]))
+        expected, text, reason = expected[:ends], text[: text.index(stop)], "stop"
     try:
-        reply = await client.generate(prompt, model="alpha", max_tokens=count, temperature=0.7, seed=number, wait=60)
+        reply = await client.generate(
+            prompt,
+            model="alpha",
+            max_tokens=count,
+            temperature=0.7,
+            seed=number,
+            stop=stop,
+            logprobs=logprobs,
+            grammar=grammar,
+            wait=60,
+        )
     except LlamaNetError as error:
         outcome.errors.append(error)
         return
     for hop in reply.hops:
         outcome.hops[hop.reason] = outcome.hops.get(hop.reason, 0) + 1
-    expected = scripted_tokens(prompt, count, seed=number, temperature=0.7)
-    if (list(reply.token_ids), reply.text, reply.usage.completion_tokens) == (expected, scripted_text(expected), count):
+    chances = [] if logprobs is None else [scripted_logprobs(token, LOGPROBS) for token in expected]
+    if (
+        list(reply.token_ids) == expected
+        and (reply.text, reply.finish_reason) == (text, reason)
+        and (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (2, len(expected))
+        and list(reply.logprobs) == chances
+    ):
         outcome.exact += 1
     else:
         outcome.wrong.append(f"{prompt}: {reply}")
