@@ -45,6 +45,16 @@ def choice(name: str, allowed: Sequence[str], help: str) -> Callable[[F], F]:
     help="A GGUF file, hf:owner/repo[:file-or-quant], or the name of a pulled model. Needed; give it again for more "
     "models (in the variable, separate them by commas).",
 )
+@setting(
+    "upstream",
+    metavar="URL",
+    help="Offer the models of a server that is already there: the base URL of its OpenAI-compatible API (Ollama's is "
+    "http://localhost:11434/v1). Needs no llama.cpp here.",
+)
+@setting("upstream_api_key", metavar="KEY", help="The API key that this server wants.")
+@setting(
+    "upstream_model", type=ModelSource(), multiple=True, metavar="NAME", show_default="all", help="Its models to offer."
+)
 @setting("host", default=defaults["host"], show_default=True, help="The address that both ports are opened on.")
 @number("port", int, "Inference (TCP); 0: any free port.")
 @number("dht_port", int, "DHT (UDP); 0: any free port, and a fresh identity.")

@@ -35,10 +35,17 @@ def _label(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
         raise refusal(attribute, value, f"1 to {MAX_LABEL} printable characters (or bytes, in UTF-8)")
 
 
+def _no_model() -> UserError:
+    return UserError(
+        f"{setting_name('model_path')} is required: the path of a GGUF model file, or hf:owner/repo; or else "
+        f"{setting_name('upstream')}, the URL of a server that has models"
+    )
+
+
 def _some_models(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
     sources = [parse_source(str(source)) for source in value]
-    if not sources or Path() in value or "" in value:
-        raise UserError(f"{setting_name(attribute.name)} is required: the path of a GGUF model file, or hf:owner/repo")
+    if Path() in value or "" in value:
+        raise _no_model()
     names = [model_name(path) for path in sources if isinstance(path, Path)]
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{setting_name(attribute.name)}: two models are named {doubled!r}; rename one of the files")
@@ -48,9 +55,15 @@ def _some_models(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
 class NodeConfig:
     """The settings of a node. Raises `UserError` for a value that cannot be right."""
 
-    model_path: tuple[Path | str, ...] = attrs.field(validator=_some_models)
+    model_path: tuple[Path | str, ...] = attrs.field(default=(), validator=_some_models)
     """GGUF files, repositories (`hf:owner/repo[:file-or-quant]`) or names of models that were pulled. A model's name is
     its file name without `.gguf`."""
+    upstream: str | None = None
+    """The base URL of an OpenAI-compatible server whose models are offered as the node's own."""
+    upstream_api_key: str | None = attrs.field(default=None, repr=False)
+    """What that server wants to be told, if anything."""
+    upstream_model: tuple[str, ...] = ()
+    """Its models to offer; all, if there are none."""
     host: str = attrs.field(default="0.0.0.0", validator=host_name)
     """The address that both ports are opened on."""
     port: int = attrs.field(default=8000, validator=whole(0, 65_535))
@@ -110,6 +123,8 @@ class NodeConfig:
 
     def __attrs_post_init__(self) -> None:
         """Raises `UserError` for values that do not agree."""
+        if not self.model_path and self.upstream is None:
+            raise _no_model()
         if self.flash_attn == "off" and self.cache_type_v not in ("auto", "f32", "f16", "bf16"):
             names = setting_name("cache_type_v"), setting_name("flash_attn")
             raise UserError(f"{names[0]} {self.cache_type_v} needs flash attention, and {names[1]} is off")

@@ -17,6 +17,7 @@ from llamanet.node.backend import Backend
 from llamanet.node.chat_template import load_chat_template
 from llamanet.node.config import LlamaSettings, NodeConfig
 from llamanet.node.host import Model
+from llamanet.settings import setting_name
 from llamanet.wire.inference import MAX_MODEL_NAME
 
 
@@ -78,7 +79,15 @@ async def open_model(source: Path | str, settings: LlamaSettings, data_dir: Path
 
     def make_backend() -> Backend:
         # llama.cpp's library takes a while to load, and a process that only asks never needs it.
-        from llamanet.node.llama import LlamaBackend, LlamaConfig
+        try:
+            from llamanet.node.llama import LlamaBackend, LlamaConfig
+        except ModuleNotFoundError as error:
+            if error.name != "llama_cpp":
+                raise
+            raise UserError(
+                "llama-cpp-python is not installed, and a model of one's own needs it: pip install llama-cpp-python; "
+                f"or offer a server that is already there by {setting_name('upstream')}"
+            ) from error
 
         return LlamaBackend(LlamaConfig(model_path=path, **attrs.asdict(settings)), report)
 

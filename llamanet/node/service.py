@@ -118,6 +118,8 @@ async def _serve_node(
 
         for source in config.model_path:
             await load(str(source), report)
+        if config.upstream is not None:
+            await _start_upstream(config, config.upstream, host, nursery)
         sock.listen(BACKLOG)
         listener = trio.SocketListener(sock)
         address = Address(*sock.getsockname()[:2])
@@ -153,6 +155,25 @@ async def _serve_node(
             )
         log.info("Node %s has left the swarm", host.label)
         nursery.cancel_scope.cancel()
+
+
+async def _start_upstream(config: NodeConfig, url: str, host: Host, nursery: trio.Nursery) -> None:
+    # Most nodes have models of their own, and need no HTTP.
+    from llamanet.node.upstreams import UpstreamSettings, serve_upstream
+
+    settings = UpstreamSettings(
+        url=url,
+        api_key=config.upstream_api_key,
+        models=config.upstream_model,
+        n_ctx=config.n_ctx,
+        slots=config.n_parallel,
+    )
+
+    async def serve(*, task_status: trio.TaskStatus[tuple[str, ...]]) -> None:
+        await serve_upstream(host, settings, task_status=task_status)
+
+    names = await nursery.start(serve)
+    log.info("Offering %s from %s", ", ".join(names), url)
 
 
 async def run_node(config: NodeConfig, report: Report | None = None, beside: Beside | None = None) -> None:

@@ -51,7 +51,10 @@ RETRY_S = (0.1, 10.0)
 class UpstreamModel:
     """A model as the server tells of it."""
 
+    id: str
+    """What the server calls it."""
     name: str
+    """What the swarm calls it."""
     digest: bytes = attrs.field(repr=bytes.hex)
     """Stands for the model's file, which we do not see: nodes whose servers call their models the same are taken to
     have the same."""
@@ -120,7 +123,7 @@ class UpstreamEngine:
         self._check_room()
         with self._counted():
             async with self._place():
-                call = embed_call(attrs.evolve(request, model=self.name))
+                call = embed_call(attrs.evolve(request, model=self._model.id))
                 try:
                     response = await self._http.post(call.path.lstrip("/"), json=call.body)
                 except httpx.HTTPError as error:
@@ -132,7 +135,7 @@ class UpstreamEngine:
     # --- one generation -----------------------------------------------------------------------------------------------
 
     async def _run(self, relay: "Relay") -> None:
-        request = attrs.evolve(relay.request, model=self.name)
+        request = attrs.evolve(relay.request, model=self._model.id)
         with relay.scope, self._counted():
             try:
                 call = generate_call(request, continues=self._model.continues)
@@ -197,11 +200,14 @@ class UpstreamEngine:
             return _broken(request, None)
         self.rates.served(last - began)
         resumed = len(request.resume)
-        drawn = max(made, reader.completion_tokens or 0)
+        if request.sampling.logprobs is None:
+            for _ in range(made, reader.completion_tokens or 0):
+                relay._add(resumed + made, "", None)
+                made += 1
         prompt = reader.prompt_tokens if reader.prompt_tokens is not None else guessed
         usage = Usage(
             prompt_tokens=max(0, prompt - resumed),
-            completion_tokens=resumed + drawn,
+            completion_tokens=resumed + made,
             cached_tokens=min(reader.cached_tokens, max(0, prompt - resumed)),
         )
         timings = Timings(queue_s=began - arrived, prefill_s=first - began, decode_s=last - first)

@@ -5,7 +5,8 @@ Rules:
   know only OpenAI's names are not told of llama.cpp's, and those that know more get them.
 - What the server cannot be asked is refused, and not left out in silence.
 - Each piece of the text counts as one token, with its place in the answer as its id: the server tells of no ids. So a
-  stream is resumed from its text, which the client sends along (`Generate.resume_text`).
+  stream is resumed from its text, which the client sends along (`Generate.resume_text`). Tokens that the server counts
+  beyond that come at the end, without text.
 - Calls of tools are written into the text as `FORMATS["hermes"]` has them, whatever the server's model does.
 """
 
@@ -155,7 +156,6 @@ class ChunkReader:
     prompt_tokens: int | None = None
     cached_tokens: int = 0
     completion_tokens: int | None = None
-    _place: int = 0
     _thinks: bool = False
     _calls: int = 0
 
@@ -174,17 +174,16 @@ class ChunkReader:
                 yield from self._read_call(call)
             if isinstance(reason := choice.get("finish_reason"), str):
                 self.finish_reason = _REASONS.get(reason, "stop")
-                if self._thinks:
-                    yield self._piece("\n</think>\n\n")
-                if self._calls:
-                    yield self._piece("}" + FORMATS[CALL_FORMAT].end)
-                self._thinks, self._calls = False, 0
+                # What was cut off stays cut off.
+                if self._calls and self.finish_reason == "stop":
+                    yield Piece("}" + FORMATS[CALL_FORMAT].end)
+                    self._calls = 0
 
     def _read_text(self, text: str, delta: dict[str, Any], logprobs: Any) -> Iterator[Piece]:
         # Reasoning that a server tells apart is what the model writes between these marks.
         thought = delta.get("reasoning_content") or delta.get("reasoning")
         if isinstance(thought, str) and thought:
-            yield self._piece(thought if self._thinks else f"<think>\n{thought}")
+            yield Piece(thought if self._thinks else f"<think>\n{thought}")
             self._thinks = True
         if text:
             text = f"\n</think>\n\n{text}" if self._thinks else text
@@ -192,8 +191,8 @@ class ChunkReader:
             chances = list(_logprobs(logprobs))
             if len(chances) > 1:
                 # As many tokens as the server tells of, with the whole text at the last one.
-                yield from (self._piece("", chance) for chance in chances[:-1])
-            yield self._piece(text, chances[-1] if chances else None)
+                yield from (Piece("", chance) for chance in chances[:-1])
+            yield Piece(text, chances[-1] if chances else None)
 
     def _read_call(self, call: Any) -> Iterator[Piece]:
         function = call.get("function") if isinstance(call, dict) else None
@@ -203,9 +202,9 @@ class ChunkReader:
         if isinstance(name := function.get("name"), str) and name:
             before = form.marker + form.begin if not self._calls else "}" + form.between
             self._calls += 1
-            yield self._piece(f'{before}{{"name": {json.dumps(name)}, "arguments": ')
+            yield Piece(f'{before}{{"name": {json.dumps(name)}, "arguments": ')
         if isinstance(arguments := function.get("arguments"), str) and arguments:
-            yield self._piece(arguments)
+            yield Piece(arguments)
 
     def _read_usage(self, usage: Any) -> None:
         if not isinstance(usage, dict):
@@ -214,10 +213,6 @@ class ChunkReader:
         self.completion_tokens = _count(usage.get("completion_tokens"), self.completion_tokens)
         if isinstance(details := usage.get("prompt_tokens_details"), dict):
             self.cached_tokens = _count(details.get("cached_tokens"), None) or 0
-
-    def _piece(self, text: str, chance: TokenLogprobs | None = None) -> Piece:
-        self._place += 1
-        return Piece(text, chance)
 
 
 def refusal_of(request: Generate | Embed, status: int, body: str, retry_after: str | None) -> Failed:

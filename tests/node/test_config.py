@@ -15,6 +15,9 @@ def test_the_defaults_are_those_of_the_documentation():
     settings = attrs.asdict(NodeConfig(model_path=MODEL))
     assert settings == {
         "model_path": MODEL,
+        "upstream": None,
+        "upstream_api_key": None,
+        "upstream_model": (),
         "host": "0.0.0.0",
         "port": 8000,
         "dht_port": 8001,
