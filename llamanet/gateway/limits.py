@@ -4,7 +4,8 @@ Rules:
 - A body of more than `MAX_BODY_BYTES` is 413, one that is not there within `BODY_S` is 408, and JSON that is nested
   deeper than `MAX_DEPTH` is 400; before anything is parsed. (More than `MAX_CHAT_MESSAGES` are 400 too: nodes say so.)
 - Whoever sends too much may first go on sending for a moment, for many clients read no answer before they are done.
-- Headers of more than `MAX_HEADER_BYTES` are 431, and that is hypercorn's.
+- Headers of more than `MAX_HEADER_BYTES` are 431: hypercorn says so of those that come in several reads, and this layer
+  of the others.
 """
 
 import re
@@ -35,14 +36,21 @@ class _Gone(Exception):
 
 
 class BodyLimits:
-    """The layer that reads a body whole, or refuses it."""
+    """The layer that reads a request whole, or refuses it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["method"] in _BODILESS:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            message = f"The headers are too large; at most {MAX_HEADER_BYTES} bytes are accepted"
+            await error_response(ApiError(431, message, INVALID_REQUEST, "headers_too_large"))(scope, receive, send)
+            return
+        if scope["method"] in _BODILESS:
             await self._app(scope, receive, send)
             return
         try:
