@@ -57,6 +57,7 @@ class Search:
                 silent = self._silent.setdefault(subnet, set())
                 if len(silent) >= MAX_UNANSWERED_OF_A_SUBNET * self.lookup.paths:
                     self.lookup.overdue(contact)
+                    self.outcomes.wake()  # there may be nothing else to wait for
                     continue
                 silent.add(contact)
             on_slow = self._widen if self.lookup.narrow else None
