@@ -106,7 +106,10 @@ def test_bootstrap_names_of_kubernetes_are_pods_of_its_service():
     found = {
         manifest["kind"]: manifest for manifest in manifests() if manifest["metadata"]["name"].startswith("llamanet")
     }
-    stateful_set, service = found["StatefulSet"], next(m for m in manifests() if m.get("spec", {}).get("clusterIP") == "None")
+    stateful_set, service = (
+        found["StatefulSet"],
+        next(m for m in manifests() if m.get("spec", {}).get("clusterIP") == "None"),
+    )
     pod = stateful_set["metadata"]["name"]
     assert stateful_set["spec"]["serviceName"] == service["metadata"]["name"]
     for peer in re.findall(r"value: (\S+:8001\S*)", (ROOT / "deploy/kubernetes/gateway.yaml").read_text()):
