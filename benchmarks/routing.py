@@ -93,6 +93,7 @@ def start_together(spread: float) -> tuple[dict[Any, int], World]:
     asked: Counter[Any] = Counter()
 
     def one(client: Client) -> Process:
+        client.router.probes.earn()
         order = yield from client.choose(Question(wishes=WISHES, prompt_tokens=CROWD_PROMPT), set())
         asked[order[0]] += 1
 
@@ -227,7 +228,8 @@ def measure(quick: bool) -> list[Case]:
     cases += [
         Case(
             name="probes for each request, its moves and hedges included",
-            value=ours.probes / ours.requests,
+            # What the last requests owe is never repaid.
+            value=round(ours.probes / ours.requests, 2),
             unit="",
             better="lower",
             target=3.0,

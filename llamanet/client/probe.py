@@ -1,4 +1,4 @@
-"""Asking nodes how they are, by UDP: alive or not, how far, how busy. A dead node costs nobody any waiting.
+"""Asking nodes how they are, by UDP: alive or not, how far, how busy.
 
 Rules:
 - All are asked at once, and each at every host of its record; the first host that answers is where the node is.
