@@ -8,6 +8,7 @@ import { plural, state } from "./format.js";
 
 const LABELLED = 24;
 const LABEL_HEIGHT = 30;
+const LABEL_GAP = 18;
 const LABEL_CHARACTERS = 14;
 const CHARACTER_PX = 7;
 const LANE_PX = 20;
@@ -68,9 +69,14 @@ export class Ring {
     for (const { node } of this.ghosts.values()) if (!this.live.nodes.has(node.id)) all.push({ node, ghost: true });
     const labelled = all.length <= LABELLED;
     const longest = Math.min(LABEL_CHARACTERS, Math.max(6, ...all.map(({ node }) => node.node_id.length)));
-    const radius = Math.max(50, Math.min(width / 2 - (labelled ? 20 + longest * CHARACTER_PX : 20), height / 2 - 26));
-    const places = placeNodes(all, radius);
-    if (labelled) placeLabels(places, radius);
+    const room = Math.max(50, Math.min(width / 2 - (labelled ? 20 + longest * CHARACTER_PX : 20), height / 2 - 26));
+    let [places, radius] = [placeNodes(all, room), room];
+    const lanes = Math.max(0, ...places.map(({ lane }) => lane));
+    if (lanes) {
+      radius = Math.max(50, room - lanes * LANE_PX);
+      places = placeNodes(all, radius);
+    }
+    if (labelled) placeLabels(places, radius, radius + lanes * LANE_PX);
     this.drawScale(radius);
     this.drawWires(places, radius);
     this.drawNodes(places, labelled);
@@ -144,7 +150,7 @@ export class Ring {
           s("circle", { class: "core" }),
           s("path", { class: "gone" }),
           s("text", {}, s("tspan", { class: "name" }), s("tspan", { class: "figures", dy: 14 }))),
-      update: (group, { node, ghost, x, y, side, labelY }) => {
+      update: (group, { node, ghost, x, y, side, labelX, labelY }) => {
         const [title, leader, halo, rim, load, core, gone, text] = group.children;
         const share = node.slots ? Math.min(1, node.running / node.slots) * 100 : 0;
         group.setAttribute("transform", `translate(${x.toFixed(1)} ${y.toFixed(1)})`);
@@ -162,13 +168,13 @@ export class Ring {
         leader.toggleAttribute("hidden", !labelled);
         if (!labelled) return;
         const shift = labelY - y;
-        for (const line of text.children) line.setAttribute("x", side * (size + 9));
+        for (const line of text.children) line.setAttribute("x", labelX - x);
         text.setAttribute("y", shift - 2);
         text.setAttribute("text-anchor", side < 0 ? "end" : "start");
         text.children[0].textContent = shorten(node.node_id);
         text.children[1].textContent = ghost ? "left" : `${node.running}/${node.slots}${node.waiting ? `, ${node.waiting} wait` : ""}`;
-        for (const [name, value] of [["x1", side * size], ["x2", side * (size + 7)], ["y1", 0], ["y2", shift]]) leader.setAttribute(name, value);
-        leader.classList.toggle("bent", Math.abs(shift) > 6);
+        for (const [name, value] of [["x1", side * size], ["x2", labelX - x - side * 3], ["y1", 0], ["y2", shift]]) leader.setAttribute(name, value);
+        leader.classList.toggle("bent", Math.abs(shift) > 6 || Math.abs(labelX - x) > LABEL_GAP + 4);
       },
     });
   }
@@ -223,7 +229,7 @@ function placeNodes(all, radius) {
     let place;
     for (let lane = 0; lane < LANES; lane += 1) {
       const out = radius + lane * LANE_PX;
-      place = { node, ghost, x: Math.sin(angle) * out, y: -Math.cos(angle) * out };
+      place = { node, ghost, lane, x: Math.sin(angle) * out, y: -Math.cos(angle) * out };
       if (all.length > LABELLED || !places.slice(-2 * LANES).some((other) => Math.hypot(other.x - place.x, other.y - place.y) < LANE_PX)) break;
     }
     places.push(place);
@@ -231,8 +237,11 @@ function placeNodes(all, radius) {
   return places;
 }
 
-/** Give each place a `side` (-1 left, 1 right) and a `labelY`, such that no two labels of one side overlap. */
-function placeLabels(places, radius) {
+/**
+ * Give each place a `side` (-1 left, 1 right), and `labelX` and `labelY` outside of the circle `outer`, such that no two
+ * labels of one side overlap.
+ */
+function placeLabels(places, radius, outer) {
   for (const place of places) place.side = place.x < 0 ? -1 : 1;
   for (const pole of [-1, 1]) {
     // Where the ring runs flat, neighbours would have their labels on each other: they share the two sides.
@@ -249,6 +258,10 @@ function placeLabels(places, radius) {
       const ceiling = index < labels.length - 1 ? labels[index + 1].labelY - LABEL_HEIGHT : Infinity;
       const pushed = labels[index].labelY - labels[index].y;
       labels[index].labelY = Math.min(ceiling, labels[index].labelY - Math.max(0, pushed / 2));
+    }
+    for (const place of labels) {
+      const edge = Math.sqrt(Math.max(0, outer ** 2 - place.labelY ** 2));
+      place.labelX = side * Math.max(side * place.x, edge) + side * LABEL_GAP;
     }
   }
 }
