@@ -16,6 +16,7 @@ from llamanet.wire.inference import (
     MAX_BREAKERS,
     MAX_CHAT_MESSAGES,
     MAX_GRAMMAR_CHARS,
+    MAX_MODEL_NAME,
     MAX_SEED,
     MAX_STOPS,
     MAX_TOKENS,
@@ -35,7 +36,11 @@ class Body(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True)
 
-    model: str | None = Field(None, description='The name of a model that the swarm serves; "auto" takes any.')
+    model: str | None = Field(
+        None,
+        max_length=MAX_MODEL_NAME,
+        description='The name of a model that the swarm serves; "auto" takes any.',
+    )
     user: str | None = Field(None, description="Ignored.")
 
 
