@@ -24,6 +24,10 @@ from llamanet.wire.inference import Timings, TokenLogprobs, Usage
 from llamanet.wire.tools import ToolCall
 
 AHEAD = 4
+BUDGET_OPTIONS = frozenset(
+    {"wait", "tries", "timeout", "caller", "on_choice", "strategy", "min_tps", "max_load", "min_context"}
+)
+"""What does not change an answer: a journal holds good for other values of them."""
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A text to be continued, or a conversation to be answered."""
@@ -55,7 +59,8 @@ class Journal:
 
     def __init__(self, path: Path | str, options: Mapping[str, Any]) -> None:
         """Reads what is there. Raises `OSError`."""
-        self._options = json.dumps(options, sort_keys=True, default=repr)
+        told = {name: value for name, value in options.items() if name not in BUDGET_OPTIONS}
+        self._options = json.dumps(told, sort_keys=True, default=repr)
         self._replies: dict[str, Reply] = {}
         self._file = Path(path).open("a+b")  # noqa: SIM115  # closed by `close`
         self._file.seek(0)

@@ -118,6 +118,8 @@ async def test_a_broken_off_batch_goes_on_from_its_journal(autojump_clock, clust
     kept = [attrs.evolve(result, reply=attrs.evolve(result.reply, choices=())) for result in results]
     assert await collect(client, prompts, journal=path, logprobs=1) == kept
     assert written() == 31
+    assert await collect(client, prompts, journal=path, logprobs=1, tries=9, timeout=99, on_choice=print) == kept
+    assert written() == 31
     await collect(client, prompts, journal=path, max_tokens=3)
     assert written() == 61
 
