@@ -266,7 +266,7 @@ def all_gaps(heard: Sequence[Heard]) -> list[float]:
 
 async def leftover_s(swarm: Swarm, http: Http, readers: int, random: Random) -> float:
     """Seconds from the last reader's leaving until no node has any work."""
-    left_at = 0.0
+    left_at, most = 0.0, 0
 
     async def leave(starts: float, stays: float, rudely: bool) -> None:
         nonlocal left_at
@@ -283,9 +283,20 @@ async def leftover_s(swarm: Swarm, http: Http, readers: int, random: Random) -> 
                 stream.socket.close()
         left_at = time.perf_counter()
 
-    async with trio.open_nursery() as nursery:
-        for number in range(readers):
-            nursery.start_soon(leave, START_WITHIN_S * random.random(), 4 * random.random(), number % 2 == 0)
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, await busy(swarm))
+            await trio.sleep(0.1)
+
+    async with trio.open_nursery() as watching:
+        watching.start_soon(watch)
+        async with trio.open_nursery() as nursery:
+            for number in range(readers):
+                nursery.start_soon(leave, START_WITHIN_S * random.random(), 4 * random.random(), number % 2 == 0)
+        watching.cancel_scope.cancel()
+    if most < readers / 10:
+        raise RuntimeError(f"the nodes had {most} requests at most: the readers were not there")
     while await busy(swarm):  # noqa: ASYNC110 -- nodes are asked, and tell nobody
         await trio.sleep(0.02)
     return time.perf_counter() - left_at

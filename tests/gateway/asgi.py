@@ -54,6 +54,8 @@ async def ask(app, method, path, body=b"", *, host="127.0.0.1:8080", receive=Non
     }
     await app(scope, receive or take, send)
     start = sent[0]
+    names = [name for name, _ in start["headers"]]
+    assert len(names) == len(set(names)), "a header comes twice"
     return Got(
         start["status"],
         {name.decode(): value.decode() for name, value in start["headers"]},

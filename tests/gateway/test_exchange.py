@@ -103,7 +103,7 @@ async def test_the_log_line(caplog):
 async def test_no_client_forges_a_line(caplog, model):
     caplog.set_level(logging.INFO)
     app, _ = watched(model=model)
-    await ask(app, "GET", "/a\nb")
+    await ask(app, "GET", "/a\nb" + "y" * 10_000)
     (record,) = caplog.records
     line = record.getMessage()
     assert line.isprintable()
