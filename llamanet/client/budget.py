@@ -71,9 +71,10 @@ class Place:
         model, lobby = self._room.model, self._access.lobby
         with trio.move_on_at(self._wait_until):
             room = await self._access.directory.room(model, QUEUED_A_NODE)
-            if not self._has_turn and (lobby.crowded(self._room) or lobby.under_way(model) >= room):
+            # With no node known there is nobody to spare, and the request is to be told so at once.
+            if not self._has_turn and (lobby.crowded(self._room) or 0 < room <= lobby.under_way(model)):
                 await self._take_turn()
-            while lobby.under_way(model) >= room:
+            while 0 < room <= lobby.under_way(model):
                 await lobby.wait_for_less()
         self._under_way = True
         lobby.went(model)

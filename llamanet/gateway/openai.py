@@ -50,7 +50,7 @@ def api_error(error: LlamaNetError) -> ApiError:
         return _refused(error)
     if isinstance(error, SwarmBusy):
         return ApiError(429, str(error), "rate_limit_error", "swarm_busy", retry_after=error.retry_after)
-    if isinstance(error, NoNodeServes) and error.model is not None and error.model not in error.served:
+    if isinstance(error, NoNodeServes) and error.model is not None and not error.tried:
         return no_such_model(error.model, error.served)
     if isinstance(error, NoNodeServes | NotJoined):
         code = "not_joined" if isinstance(error, NotJoined) else "no_node_serves"
