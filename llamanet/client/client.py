@@ -38,10 +38,12 @@ from llamanet.wire.inference import (
     CAPABILITY_EMBEDDINGS,
     CAPABILITY_GRAMMAR,
     CAPABILITY_JSON,
+    GOES_ON,
     MAX_MESSAGE_BYTES,
     MAX_SEED,
     ChatMessage,
     Generate,
+    can_go_on,
     encode_message,
 )
 from llamanet.wire.invite import Invite
@@ -64,6 +66,7 @@ def make_request(
         raise RequestRefused("give exactly one of the two: a prompt, or messages=", "prompt or messages")
     options: dict[str, Plain] = {name: value for name, value in sampling.items() if value is not None}
     tools = [options.pop(name, None) for name in ("tools", "tool_choice", "parallel_tool_calls")]
+    goes_on = options.pop("continue_final_message", False)
     if (form := options.pop("response_format", None)) is not None:
         if options.keys() & {"grammar", "json_schema"}:
             raise RequestRefused("give response_format, or a grammar, or a JSON schema, not two", "response_format")
@@ -78,6 +81,7 @@ def make_request(
         options["json_schema"] = _as_json(schema)
     options.setdefault("seed", secrets.randbelow(MAX_SEED + 1))
     plain: dict[str, Plain] = {"id": 0, "model": model, "prompt": prompt, "sampling": options, **tool_fields(*tools)}
+    plain["continue_final_message"] = goes_on
     if prompt is not None and "tools" in plain:
         raise RequestRefused("a prompt takes no tools: give messages=", "tools", "only with messages")
     if messages is not None:
@@ -93,6 +97,8 @@ def make_request(
         request = from_map_untrusted(Generate, plain)
     except BadMessage as error:
         raise RequestRefused(str(error), error.field, error.limit) from error
+    if request.continue_final_message and not can_go_on(request.messages):
+        raise RequestRefused("there is nothing to go on with", "continue_final_message", GOES_ON)
     size = len(encode_message(request))
     if size > MAX_MESSAGE_BYTES:
         raise RequestRefused(f"a request of {size} bytes; at most {MAX_MESSAGE_BYTES} are accepted")
@@ -232,6 +238,8 @@ class SwarmClient:
             (`{"type": "grammar", "grammar": "root ::= ..."}`).
             `tools`, `tool_choice` and `parallel_tool_calls`, as in OpenAI's API too, offer functions to call, whatever
             the model: `Reply.tool_calls` has the calls that it made, each with arguments that follow their schema.
+            `continue_final_message` goes on with the last of `messages`, a turn of the assistant, instead of answering
+            it; the reply has only what is new.
 
         Raises `RequestRefused` for what no node would accept, and `NotJoined`. Iterating raises `NoNodeServes`,
         `SwarmBusy` or `DeadlineExceeded`.

@@ -27,7 +27,7 @@ class Form(Protocol):
     chunk_object: str
 
     def begin(self, index: int) -> dict[str, Any] | None:
-        """Before the first chunk."""
+        """Before the first chunk of any choice."""
 
     def chunk(self, index: int, chunk: Chunk) -> dict[str, Any] | None:
         """A chunk; None if there is nothing to tell in it."""
@@ -76,7 +76,7 @@ async def answer(request: Request, body: GenerationBody, question: Question, for
 
 
 async def _produce(asking: Asking, form: Form, told: Mapping[str, Any], counts: bool, buffer: Buffer) -> None:
-    begun: set[int] = set()
+    begun = False
 
     async def put(choice: dict[str, Any] | None) -> None:
         if choice is not None:
@@ -85,17 +85,20 @@ async def _produce(asking: Asking, form: Form, told: Mapping[str, Any], counts: 
                 value["usage"] = None
             await buffer.put(event(value))
 
-    async def begin(index: int) -> None:
-        if index not in begun:
-            begun.add(index)
-            await put(form.begin(index))
+    async def begin() -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            # All at once: what gathers the choices, such as the helpers of OpenAI's client, wants to meet them in order.
+            for index in range(asking.question.choices):
+                await put(form.begin(index))
 
     async def take(index: int, stream: Stream, chunk: Chunk) -> None:
-        await begin(index)
+        await begin()
         await put(form.chunk(index, chunk))
 
     async def end(index: int, stream: Stream) -> None:
-        await begin(index)
+        await begin()
         await put(form.end(index, _reason(stream.finish_reason or "stop")))
 
     await asking.run(take, end)

@@ -127,6 +127,13 @@ class ChatBody(GenerationBody):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    continue_final_message: bool | None = Field(
+        None,
+        description="Whether to go on with the last message, a turn of the assistant, instead of answering it. As with"
+        " llama-server that is done unless it is false; as with vLLM only what is new is told.",
+    )
+    functions: list[dict[str, Any]] | None = Field(None, description="Refused, unless it is empty: give `tools`.")
+    function_call: str | dict[str, Any] | None = Field(None, description="Refused but for none: give `tool_choice`.")
     modalities: list[str] | None = Field(None, description='["text"] only.')
 
 

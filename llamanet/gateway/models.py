@@ -46,5 +46,6 @@ def _model(view: ModelView) -> dict[str, Any]:
 
 routes = [
     Route("/v1/models", list_models, methods=["GET"]),
+    Route("/v1/models/", list_models, methods=["GET"]),
     Route("/v1/models/{model:path}", get_model, methods=["GET"]),
 ]

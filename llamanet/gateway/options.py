@@ -74,6 +74,10 @@ def chat_question(body: ChatBody) -> Question:
         raise ApiError(400, "top_logprobs needs logprobs: true", code="invalid_value", param="top_logprobs")
     if set(body.modalities or ()) - {"text"}:
         raise unsupported("The swarm's models answer in text", "modalities")
+    if body.functions:
+        raise unsupported("Functions are given as tools here", "functions")
+    if body.function_call not in (None, "none", "auto"):
+        raise unsupported("Which function is to be called is said by tool_choice here", "function_call")
     options = _sampling(body)
     if body.max_completion_tokens is not None:
         options["max_tokens"] = _limit(body.max_completion_tokens, "max_completion_tokens")
@@ -83,6 +87,10 @@ def chat_question(body: ChatBody) -> Question:
         if (value := getattr(body, name)) is not None:
             options[name] = value
     messages = list(_turns(body))
+    goes_on = body.continue_final_message
+    if goes_on is None:
+        goes_on = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
+    options["continue_final_message"] = goes_on
     return _question(body, ({"messages": messages},), options)
 
 

@@ -34,7 +34,9 @@ async def http_error(request: Request, error: Exception) -> Response:
         message = f"{request.method} is not allowed on {request.url.path}"
         answer = ApiError(405, message, INVALID_REQUEST, "method_not_supported")
     elif error.status_code == 404:
-        answer = ApiError(404, f"There is nothing at {request.url.path}", INVALID_REQUEST, "unknown_url")
+        answer = ApiError(
+            404, f"There is nothing at {request.url.path}; see /openapi.json", INVALID_REQUEST, "unknown_url"
+        )
     else:
         answer = ApiError(error.status_code, error.detail)
     return json_response(answer.body(), answer.status, error.headers)

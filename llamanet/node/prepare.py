@@ -78,8 +78,13 @@ def _prepare(serial: int, request: Generate, backend: Backend, template: ChatTem
     if request.tools:
         style = template.call_style
         sampling = attrs.evolve(sampling, grammar=tools_grammar(request, style), json_schema=None)
-    text = request.prompt if request.prompt is not None else template.render(request.messages, request.tools)
-    field = "messages" if request.prompt is None else "prompt"
+    if request.prompt is not None:
+        text, field = request.prompt, "prompt"
+    elif request.continue_final_message:
+        *before, begun = request.messages
+        text, field = template.render(before, request.tools) + begun.content, "messages"
+    else:
+        text, field = template.render(request.messages, request.tools), "messages"
     n_ctx = backend.n_ctx
     _check_size(text, n_ctx, backend, field)
     if len(request.resume) >= n_ctx:

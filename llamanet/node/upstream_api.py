@@ -96,7 +96,10 @@ def generate_call(request: Generate, *, continues: bool) -> Call:
         return Call("/completions", body | {"prompt": request.prompt + said})
     if sampling.logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
-    messages = [_message(message) for message in request.messages]
+    turns = request.messages
+    if request.continue_final_message:
+        said, turns = turns[-1].content + said, turns[:-1]
+    messages = [_message(message) for message in turns]
     if said:
         if request.tools:
             raise RequestRefused("this model is on a server that cannot go on with an answer that has tools", "tools")

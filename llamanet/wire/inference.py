@@ -12,6 +12,7 @@ continues a stream exactly where it was.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -151,6 +152,14 @@ class Timings:
     decode_s: float = wire_field(number(0, 1e9), default=0.0)
 
 
+GOES_ON = "only after a turn of the assistant without calls"
+
+
+def can_go_on(messages: Sequence[ChatMessage]) -> bool:
+    """Whether the last of `messages` is a turn of the assistant that more can be written to."""
+    return bool(messages) and messages[-1].role == "assistant" and not messages[-1].tool_calls
+
+
 @attrs.frozen(kw_only=True)
 class Generate:
     """Continue `prompt`, or answer `messages` (exactly one of the two).
@@ -178,6 +187,8 @@ class Generate:
     """The one function that must be called, once."""
     parallel_tool_calls: bool | None = wire_field(optional(boolean), default=None)
     """Whether one answer may have several calls; None: if the model's template knows of tools."""
+    continue_final_message: bool = wire_field(boolean, default=False)
+    """Go on with the last of `messages`, a turn of the assistant, instead of answering it; only what is new is told."""
 
 
 @attrs.frozen(kw_only=True)
@@ -373,6 +384,8 @@ def decode_client_message_untrusted(data: bytes | str) -> ClientMessage:
         raise BadMessage("give exactly one of the two", "prompt or messages")
     if isinstance(message, Generate) and message.tools and message.prompt is not None:
         raise BadMessage("a prompt takes none", "tools", limit="only with messages")
+    if isinstance(message, Generate) and message.continue_final_message and not can_go_on(message.messages):
+        raise BadMessage("there is nothing to go on with", "continue_final_message", limit=GOES_ON)
     if isinstance(message, Embed) and not message.texts:
         raise BadMessage("there is no text", "texts", limit=f"1 to {MAX_TEXTS} texts")
     return message

@@ -123,6 +123,8 @@ async def test_several_answers(autojump_clock, app):
 
     streamed = await chat(app, n=3, seed=5, max_tokens=9, stream=True, stream_options={"include_usage": True})
     *events, last = streamed.events
+    # In order, for so OpenAI's own client gathers them, whichever node speaks first.
+    assert [event["choices"][0]["index"] for event in events[:3]] == [0, 1, 2]
     for index, text in enumerate(texts):
         own = [event["choices"][0] for event in events if event["choices"][0]["index"] == index]
         assert own[0]["delta"]["role"] == "assistant"
@@ -210,6 +212,33 @@ async def test_roles_and_parts_reach_the_template(autojump_clock, app):
     assert got["choices"][0]["message"]["content"] == chat_text(5, prompt)
 
 
+BEGUN = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": " well"}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "prompt"),
+    [
+        ({}, "<user> hello <assistant> well"),
+        ({"continue_final_message": True}, "<user> hello <assistant> well"),
+        ({"continue_final_message": False}, "<user> hello <assistant>  well <assistant>"),
+    ],
+)
+async def test_a_turn_that_has_begun_goes_on(autojump_clock, app, fields, prompt, stream):
+    got = await chat(app, messages=BEGUN, max_tokens=9, stream=stream, **GREEDY, **fields)
+    said = got.said if stream else got.json()["choices"][0]["message"]["content"]
+    assert said == chat_text(9, prompt, **GREEDY)
+
+
+async def test_a_turn_that_calls_is_no_beginning(autojump_clock, app):
+    call = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    got = await chat(app, messages=[BEGUN[0], called], max_tokens=9)
+    assert got.status == 200
+    refused = await chat(app, messages=[BEGUN[0], called], continue_final_message=True)
+    assert (refused.status, refused.error["param"]) == (400, "continue_final_message")
+
+
 async def test_any_model_will_do(autojump_clock, app):
     for model in ("auto", "", None):
         assert (await chat(app, model=model, max_tokens=2)).json()["model"] == "alpha"
@@ -239,6 +268,9 @@ async def test_unknown_fields_are_ignored_and_logged(autojump_clock, app, caplog
         ({"response_format": {"type": "xml"}}, 400, "response_format", "not known"),
         ({"grammar": "no rule"}, 400, "grammar", "rule root"),
         ({"modalities": ["text", "audio"]}, 422, "modalities", "text"),
+        ({"functions": [{"name": "weather"}]}, 422, "functions", "tools"),
+        ({"function_call": {"name": "weather"}}, 422, "function_call", "tool_choice"),
+        ({"continue_final_message": True}, 400, "continue_final_message", "after a turn of the assistant"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             422,
@@ -326,6 +358,7 @@ async def test_the_models(autojump_clock, app):
     [model] = got["data"]
     assert (model["id"], model["object"], model["owned_by"]) == ("alpha", "model", "llamanet")
     assert (model["nodes"], model["digests"], model["n_ctx"]) == (1, [64 * "0"], 2048)
+    assert (await ask(app, "GET", "/v1/models/")).json() == got
     assert (await ask(app, "GET", "/v1/models/alpha")).json() == model
     assert (await ask(app, "GET", "/v1/models/beta")).code == "model_not_found"
 

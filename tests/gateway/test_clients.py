@@ -54,6 +54,23 @@ def test_openai_completes_with_log_probabilities(client):
     assert [max(top, key=top.get) for top in choice.logprobs.top_logprobs] == choice.logprobs.tokens
 
 
+def test_openai_gathers_several_streamed_answers(client):
+    for seed in range(3):
+        asked = {"messages": HELLO, "n": 3, "seed": seed, "extra_body": {"grammar": 'root ::= "yes" | "no"'}}
+        with client.chat.completions.stream(model="auto", **asked) as stream:
+            choices = stream.get_final_completion().choices
+        assert [choice.index for choice in choices] == [0, 1, 2]
+        assert {choice.message.content for choice in choices} <= {"yes", "no"}
+
+
+def test_openai_goes_on_with_a_turn_that_has_begun(client):
+    asked = {"model": "auto", "temperature": 0}
+    whole = client.chat.completions.create(**asked, messages=HELLO, max_tokens=12).choices[0].message.content
+    begun = {"role": "assistant", "content": whole[: len(whole) // 2].rpartition(" ")[0]}
+    rest = client.chat.completions.create(**asked, messages=[*HELLO, begun], max_tokens=12).choices[0].message.content
+    assert (begun["content"] + rest).startswith(whole)
+
+
 def test_openai_parses_into_a_model(client):
     class Colour(BaseModel):
         name: str

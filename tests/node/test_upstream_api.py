@@ -92,6 +92,15 @@ def test_a_stream_goes_on_from_its_text(continues):
     assert plain.body["prompt"] == "Once upon"
 
 
+def test_a_turn_that_has_begun_goes_on():
+    begun = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well,"}]
+    asked = request(messages=begun, continue_final_message=True)
+    assert generate_call(asked, continues=False).body["messages"] == begun
+    assert generate_call(asked, continues=True).body["continue_final_message"] is True
+    resumed = attrs.evolve(asked, resume=(0,), resume_text=" so")
+    assert generate_call(resumed, continues=False).body["messages"][-1]["content"] == "Well, so"
+
+
 def test_ids_without_their_text_are_refused():
     with pytest.raises(RequestRefused, match="from a text"):
         generate_call(request("Once", resume=(5, 6)), continues=False)

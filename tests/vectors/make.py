@@ -268,6 +268,14 @@ def _inference() -> Any:
             tool_name="time",
             parallel_tool_calls=False,
         ),
+        inference.Generate(
+            id=9,
+            messages=(
+                inference.ChatMessage(role="user", content="Count."),
+                inference.ChatMessage(role="assistant", content="One, two,"),
+            ),
+            continue_final_message=True,
+        ),
         inference.Embed(id=7, model=MODEL, texts=("Grüße", "🦙"), digest=bytes(range(32))),
         inference.Cancel(id=1),
         inference.Status(id=3),

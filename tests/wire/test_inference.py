@@ -207,6 +207,22 @@ def test_exactly_one_of_prompt_and_messages(fields):
     assert caught.value.field == "prompt or messages"
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "One, two,"},
+        {"messages": [{"role": "user", "content": "One, two,"}]},
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1", "name": "f", "arguments": ""}]}]},
+    ],
+)
+def test_only_a_turn_of_the_assistant_goes_on(fields):
+    with pytest.raises(BadMessage) as caught:
+        decode_client_message_untrusted(
+            json.dumps({"type": "generate", "id": 1, "continue_final_message": True, **fields})
+        )
+    assert caught.value.field == "continue_final_message"
+
+
 def test_a_turn_is_named_by_its_place():
     chat = [{"role": "user", "content": "a"}, {"role": "", "content": "b"}]
     with pytest.raises(BadMessage) as caught:

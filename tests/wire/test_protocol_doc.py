@@ -198,6 +198,7 @@ DEFAULTS = {
     "generate": {
         "model": None, "prompt": None, "messages": [], "resume": [], "resume_text": None, "digest": None,
         "sampling": {}, "tools": [], "tool_choice": "auto", "tool_name": None, "parallel_tool_calls": None,
+        "continue_final_message": False,
     },
     "embed": {"model": None, "digest": None},
     "accepted": {"cached_tokens": 0, "tool_format": None},
