@@ -46,6 +46,10 @@ VERIFY_RATE, VERIFY_BURST = 1000.0, 2000.0
 UNANSWERED_RATE, UNANSWERED_BURST = 2.0, 64.0
 """Lookup requests of ours to one public subnet, or one private address, that it does not answer; an answer gives its
 request back. So the subnet of somebody who never asked for them gets some 25 kB of us at once, and 0.8 kB a second."""
+DIAL_RATE, DIAL_BURST = 1.0, 8.0
+"""Hosts a second that are dialled back, for all who ask."""
+SOURCE_DIAL_RATE, SOURCE_DIAL_BURST = 0.1, 4.0
+"""The same for one public subnet, or one private address."""
 KNOWN_SHARE = 0.5
 """Of what is limited in all, the part that only contacts in our table can use."""
 MAX_HOSTS = 4096
@@ -200,6 +204,22 @@ class Unanswered:
         allowance = self._subnets.get(subnet_of(host) or host)
         if allowance is not None:
             allowance.give()
+
+
+class Dials:
+    """How often others' hosts are dialled back at their request. `now` is in seconds."""
+
+    def __init__(self) -> None:
+        self._sources: dict[bytes | str, Allowance] = {}
+        self._all = Allowance(DIAL_RATE, DIAL_BURST, 0.0)
+
+    def admit(self, host: str, now: float) -> bool:
+        """Whether `host` is dialled; it is counted if so."""
+        if not _is_own_machine(host):
+            rate, burst = SOURCE_DIAL_RATE, SOURCE_DIAL_BURST
+            if not _allowance_of(self._sources, subnet_of(host) or host, rate, burst, MAX_SUBNETS, now).take(now):
+                return False
+        return self._all.take(now)
 
 
 class WriteTokens:

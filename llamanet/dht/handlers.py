@@ -14,7 +14,7 @@ from random import Random
 import attrs
 
 from llamanet.dht.distance import distance, source_prefix, usable
-from llamanet.dht.guard import WriteTokens
+from llamanet.dht.guard import Dials, WriteTokens
 from llamanet.dht.routing import RoutingTable
 from llamanet.dht.storage import Kept, RecordStore, Refusal, is_storable
 from llamanet.errors import BadMessage
@@ -28,6 +28,7 @@ from llamanet.wire.rpc import (
     MAX_RECORDS,
     Address,
     Contact,
+    DialBack,
     FindNode,
     FindValue,
     ModelState,
@@ -51,8 +52,10 @@ CONTACTS_BESIDE_RECORDS = 8
 """The most beside records: all replicas. Whoever holds records is among the nearest, and knows the others."""
 _REPLY_BYTES = 72
 """Type, transaction, observed address, token, totals, cursors and lengths of a `Nodes` or `Values`, and a margin."""
-_PONG_BYTES = 44
+_PONG_BYTES = 53
 """Of a `Pong`, without its version and its models."""
+BUSY = "busy"
+"""Of a DIAL_BACK: too many were asked for."""
 CACHE_S = 60.0
 """How long a cached record is kept next to its key; shorter by a factor of e for each k nodes that are nearer."""
 CACHED_PUBLISHERS = 16
@@ -78,6 +81,7 @@ class Handlers:
     k: int
     version: str
     live_state: LiveState | None
+    dials: Dials = attrs.field(init=False, factory=Dials)
     cache: RecordStore = attrs.field(
         init=False,
         factory=lambda: RecordStore(
@@ -85,27 +89,38 @@ class Handlers:
         ),
     )
 
-    def answer(self, request: Request, asker: Contact, *, now: float, wall_now: float, room: int) -> Reply:
-        """The reply to `request`. Raises `BadMessage` for a record that is not one.
+    def answer(self, request: Request, asker: Contact, *, now: float, wall_now: float, room: int) -> Reply | None:
+        """The reply to `request`; None if `asker` is to be dialled back first. Raises `BadMessage` for no record.
 
         `now` is the caller's clock, `wall_now` seconds since 1970, `room` the most bytes the reply's payload may have.
         """
         if isinstance(request, Ping):
-            return self._pong(request, asker.address, room)
+            return self._pong(request, asker.address, wall_now, room)
         if isinstance(request, FindNode):
             token = self.tokens.make(asker.address, request.target, now)
             contacts = self._contacts(request.target, asker, room - _REPLY_BYTES)
             return Nodes(transaction=request.transaction, observed=asker.address, token=token, contacts=contacts)
         if isinstance(request, FindValue):
             return self._values(request, asker, now, wall_now, room)
+        if isinstance(request, DialBack):
+            return self._refusal_to_dial(request, asker, now)
         return self._stored(request, asker, now, wall_now)
+
+    def _refusal_to_dial(self, request: DialBack, asker: Contact, now: float) -> Refused | None:
+        if not self.tokens.check(request.token, asker.address, asker.node_id, now):
+            reason = Refusal.TOKEN.value
+        elif not self.dials.admit(asker.address.host, now):
+            reason = BUSY
+        else:
+            return None
+        return Refused(transaction=request.transaction, observed=asker.address, reason=reason)
 
     def has_token(self, request: Store, asker: Contact, now: float) -> bool:
         """Whether `asker` receives at its address, so that the record is worth a look. Raises `BadMessage` for none."""
         key = decode_record_untrusted(request.record).key
         return self.tokens.check(request.token, asker.address, key, now)
 
-    def _pong(self, request: Ping, observed: Address, room: int) -> Pong:
+    def _pong(self, request: Ping, observed: Address, wall_now: float, room: int) -> Pong:
         draining, states = self.live_state(request.model) if self.live_state else (False, ())
         room -= _PONG_BYTES + len(self.version)
         fitting: list[ModelState] = []
@@ -120,6 +135,7 @@ class Handlers:
             draining=draining,
             version=self.version,
             models=tuple(fitting),
+            clock=int(wall_now),
         )
 
     def _contacts(self, target: bytes, asker: Contact, room: int) -> tuple[Contact, ...]:

@@ -19,10 +19,10 @@ from llamanet._version import __version__
 from llamanet.dht.address import AddressVotes
 from llamanet.dht.config import DhtConfig
 from llamanet.dht.distance import number_of
-from llamanet.dht.guard import Drops, Guard, WriteTokens
+from llamanet.dht.guard import DIAL_BURST, Drops, Guard, WriteTokens
 from llamanet.dht.handlers import Handlers, LiveState
 from llamanet.dht.lookup import Lookup
-from llamanet.dht.requests import Outcome, Outcomes, Requests, new_transaction
+from llamanet.dht.requests import FIND_PAYLOAD_BYTES, Outcome, Outcomes, Requests, new_transaction
 from llamanet.dht.routing import RoutingTable
 from llamanet.dht.search import Search
 from llamanet.dht.storage import RecordStore
@@ -34,9 +34,11 @@ from llamanet.wire.rpc import (
     REQUESTS,
     Address,
     Contact,
+    DialBack,
     FindNode,
     Nodes,
     Ping,
+    Reply,
     Request,
     Store,
     contact_at,
@@ -130,6 +132,8 @@ class Overlay:
         """In seconds."""
         self.lost: deque[Contact] = deque(maxlen=MAX_LOST)
         """Contacts that left the table in silence, the latest last."""
+        self._to_dial, self.to_dial = trio.open_memory_channel[tuple[DialBack, Contact]](int(DIAL_BURST))
+        """Who is to be dialled back, for `dial_back.serve_dials`."""
         self._checking: set[Contact] = set()
         self._checking_askers: set[Contact] = set()
         self._own_addresses: set[Address] = set()
@@ -284,6 +288,8 @@ class Overlay:
             if isinstance(message, REQUESTS):
                 if introduction and not isinstance(message, Ping):
                     raise BadMessage("only a PING introduces")
+                if isinstance(message, DialBack) and len(payload) < FIND_PAYLOAD_BYTES:
+                    raise BadMessage("costs its sender less than what it asks for")
                 allowance = MAX_DATAGRAM_BYTES if proved else min(AMPLIFICATION * len(datagram), MAX_DATAGRAM_BYTES)
                 self._answer(message, asker, allowance, known=proved)
             elif introduction or not self.requests.answered(message, sender, source):
@@ -308,15 +314,28 @@ class Overlay:
         try:
             room = allowance - CHECK_BYTES * check - HEADER_BYTES - MAC_BYTES
             reply = self._handlers.answer(request, asker, now=now, wall_now=wall_now, room=room)
-            datagram = self._envelope.seal(asker.public_key, encode_rpc(reply))
-            unused -= len(datagram) + CHECK_BYTES * check
+            if reply is not None:
+                unused -= self.reply(asker, reply) + CHECK_BYTES * check
+            elif isinstance(request, DialBack):
+                self._dial(request, asker)
         finally:
             self._guard.return_unused(host, unused)
+        if check:
+            self._check(asker, self._checking_askers)
+
+    def _dial(self, request: DialBack, asker: Contact) -> None:
+        try:
+            self._to_dial.send_nowait((request, asker))
+        except trio.WouldBlock:
+            self.drops.count("quota")
+
+    def reply(self, asker: Contact, reply: Reply) -> int:
+        """Send a reply; how many bytes it took."""
+        datagram = self._envelope.seal(asker.public_key, encode_rpc(reply))
         if not self.transport.send(datagram, asker.address):
             self.drops.count("unsent")
         self.counts["served"] += 1
-        if check:
-            self._check(asker, self._checking_askers)
+        return len(datagram)
 
     def _note(self, outcome: Outcome) -> None:
         """Every outcome of every request passes here."""

@@ -28,6 +28,8 @@ from llamanet.wire.rpc import (
     TRANSACTION_BYTES,
     Address,
     Contact,
+    DialBack,
+    DialedBack,
     FindNode,
     FindValue,
     Nodes,
@@ -52,9 +54,18 @@ LATE_S = 5.0
 MAX_UNDER_WAY = 4096
 MEASURED_PEERS = 256
 FIND_PAYLOAD_BYTES = 320
-"""A FIND request is padded to a datagram of 400 bytes, so that a full one answers it at three times its size."""
-_PADDED = frozenset({FindNode, FindValue})
-_reply_types: dict[type[Request], type[Reply]] = {Ping: Pong, FindNode: Nodes, FindValue: Values, Store: Stored}
+"""A FIND request is padded to a datagram of 400 bytes, so that a full one answers it at three times its size.
+
+So is a DIAL_BACK, so that it costs its sender more than all that is sent to it for that."""
+_LOOKUPS = frozenset({FindNode, FindValue})
+_PADDED = _LOOKUPS | {DialBack}
+_reply_types: dict[type[Request], type[Reply]] = {
+    Ping: Pong,
+    FindNode: Nodes,
+    FindValue: Values,
+    Store: Stored,
+    DialBack: DialedBack,
+}
 
 
 @attrs.frozen
@@ -222,7 +233,7 @@ class Requests:
         )
         if (
             len(self._under_way) >= MAX_UNDER_WAY
-            or (type(request) in _PADDED and not self._unanswered.admit(address.host, now))
+            or (type(request) in _LOOKUPS and not self._unanswered.admit(address.host, now))
             or not self._send(datagram, address)
         ):
             self._introductions.pop(datagram, None)

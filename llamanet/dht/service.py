@@ -14,6 +14,7 @@ import trio
 from llamanet._version import __version__
 from llamanet.dht.bootstrap import keep_in_touch, load_contacts, parse_peer, return_to
 from llamanet.dht.config import DhtConfig
+from llamanet.dht.dial_back import REPLY_S, serve_dials
 from llamanet.dht.distance import distance, usable
 from llamanet.dht.guard import TOKEN_ROTATION_S
 from llamanet.dht.handlers import LiveState
@@ -25,10 +26,10 @@ from llamanet.dht.shards import Crowd
 from llamanet.dht.storage import Kept, RecordStore, Refusal
 from llamanet.dht.transport import Transport, UdpTransport
 from llamanet.dht.upkeep import explore, keep_fresh, save_good_contacts, watch_address
-from llamanet.errors import BadMessage, RpcTimeout
+from llamanet.errors import BadMessage, RpcRefused, RpcTimeout
 from llamanet.wire.identity import Identity, PublicKey
 from llamanet.wire.record import Record, encode_record, sign_record
-from llamanet.wire.rpc import Address, Contact, FindNode, Nodes, Pong, Refused, Store, Stored
+from llamanet.wire.rpc import Address, Contact, DialBack, DialedBack, FindNode, Nodes, Pong, Refused, Store, Stored
 
 TOKEN_REUSE_S = TOKEN_ROTATION_S - 30.0
 """A write token is good for a rotation at least."""
@@ -177,7 +178,14 @@ class Dht:
     def _own_pong(self, model: str | None, address: Address) -> Pong:
         draining, states = self._live_state(model) if self._live_state else (False, ())
         transaction = new_transaction()
-        return Pong(transaction=transaction, observed=address, draining=draining, version=__version__, models=states)
+        return Pong(
+            transaction=transaction,
+            observed=address,
+            draining=draining,
+            version=__version__,
+            models=states,
+            clock=int(self.config.wall_clock()),
+        )
 
     async def introduce(self, address: Address, *, timeout: float = 2.0) -> Contact:
         """Whoever answers at `address`, whose key is not known yet.
@@ -201,13 +209,42 @@ class Dht:
 
     async def contacts_of(self, contact: Contact, target: bytes) -> tuple[Contact, ...]:
         """What `contact` alone tells of the nodes nearest to `target`. Raises `RpcTimeout` if it does not answer."""
+        nodes = await self._nodes_from(contact, target)
+        return tuple(usable(nodes.contacts, contact.address.host))
+
+    async def _nodes_from(self, contact: Contact, target: bytes) -> Nodes:
         outcomes = Outcomes()
         request = FindNode(transaction=new_transaction(), client=self.client_mode, target=target)
         self._overlay.requests.ask(contact, request, outcomes.put)
         outcome = (await outcomes.take())[0]
         if not isinstance(outcome.reply, Nodes):
             raise RpcTimeout(str(contact), outcome.rtt)
-        return tuple(usable(outcome.reply.contacts, contact.address.host))
+        return outcome.reply
+
+    async def dial_back(
+        self, contact: Contact, *, udp_port: int | None = None, tcp_port: int | None = None
+    ) -> DialedBack:
+        """Have `contact` find out whether these ports of our host, as it sees us, are reached by who is new to us.
+
+        Takes up to some 2 seconds. Raises `RpcRefused` if `contact` is asked for too much of that, and `RpcTimeout` if
+        it does not answer, or does not know how.
+        """
+        token = (await self._nodes_from(contact, self.identity.node_id)).token
+        request = DialBack(
+            transaction=new_transaction(),
+            client=self.client_mode,
+            token=token,
+            udp_port=udp_port,
+            tcp_port=tcp_port,
+        )
+        outcomes = Outcomes()
+        self._overlay.requests.ask(contact, request, outcomes.put, timeout=REPLY_S)
+        outcome = (await outcomes.take())[0]
+        if isinstance(outcome.reply, Refused):
+            raise RpcRefused(str(contact), outcome.reply.reason)
+        if not isinstance(outcome.reply, DialedBack):
+            raise RpcTimeout(str(contact), REPLY_S)
+        return outcome.reply
 
     def find(
         self, key: bytes, *, limit: int = 64, disjoint_paths: int = 1
@@ -409,6 +446,7 @@ async def serve_dht(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(transport.receive, overlay.deliver)
             nursery.start_soon(overlay.requests.watch)
+            nursery.start_soon(serve_dials, overlay)
             nursery.start_soon(explore, overlay, rng)
             nursery.start_soon(keep_fresh, overlay, store, rng)
             if config.announce:

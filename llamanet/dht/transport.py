@@ -45,6 +45,9 @@ class Transport(Protocol):
     async def receive(self, deliver: Deliver) -> None:
         """Call `deliver(datagram, source)` for whatever arrives, until cancelled."""
 
+    def beside(self) -> "Transport":
+        """Another one on the same local addresses, and a free port. Raises `UserError` if there is none."""
+
     def close(self) -> None:
         """Release the local addresses."""
 
@@ -107,6 +110,10 @@ class UdpTransport:
         async with trio.open_nursery() as nursery:
             for sock in self._sockets:
                 nursery.start_soon(_receive, sock, deliver)
+
+    def beside(self) -> "UdpTransport":
+        """Sockets on the same hosts, and a free port. Raises `UserError`."""
+        return UdpTransport.bind(tuple(address.host for address in self.addresses), 0)
 
     def close(self) -> None:
         """Close the sockets."""

@@ -139,6 +139,10 @@ class MemoryTransport:
                 if not self.dead and self._network.passes(source, self._address):
                     deliver(datagram, source)
 
+    def beside(self) -> "MemoryTransport":
+        """Another port of the same host."""
+        return self._network.transport(self._address.host)
+
     def close(self) -> None:
         """Leave the network."""
         self._network.kill(self._address) if not self.dead else None

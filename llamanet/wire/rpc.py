@@ -1,6 +1,7 @@
-"""The DHT's messages: four requests and their replies, each a msgpack array that starts with its type.
+"""The DHT's messages: five requests and their replies, each a msgpack array that starts with its type.
 
-    Ping -> Pong      FindNode -> Nodes      FindValue -> Values      Store -> Stored      any -> Refused
+    Ping -> Pong      FindNode -> Nodes      FindValue -> Values      Store -> Stored      DialBack -> DialedBack
+    any -> Refused
 
 Every request carries 8 random bytes (`transaction`) that its reply repeats, and says whether its sender is a client
 (one that asks, and is never put into routing tables). Every reply tells the asker the address it was seen from.
@@ -40,6 +41,7 @@ TOKEN_BYTES = 8
 MAX_CONTACTS = 16
 MAX_RECORDS = 8
 MAX_CURSOR = 2**32 - 1
+MAX_CLOCK = 2**40
 SHARED_CONTACTS = 8192
 """Contacts that are made once: replies tell of the same ones over and over."""
 
@@ -215,6 +217,21 @@ class Store:
 
 
 @attrs.frozen(kw_only=True)
+class DialBack:
+    """Find out whether my host is reached by who was not spoken to before: greet its `udp_port` from another port than
+    yours, and connect to its `tcp_port` (None: leave that out). Answered by `DialedBack`.
+
+    `token` comes from this receiver's own answer about the sender's id: the sender receives where it sends from.
+    """
+
+    transaction: bytes = wire_field(_transaction, repr=bytes.hex)
+    client: bool = wire_field(boolean)
+    token: bytes = wire_field(exactly_bytes(TOKEN_BYTES), repr=bytes.hex)
+    udp_port: int | None = wire_field(optional(_port))
+    tcp_port: int | None = wire_field(optional(_port))
+
+
+@attrs.frozen(kw_only=True)
 class Pong:
     """Alive; with the live state of the model asked for, or of as many as fit."""
 
@@ -223,6 +240,8 @@ class Pong:
     draining: bool = wire_field(boolean, default=False)
     version: str = wire_field(text(32), default="")
     models: tuple[ModelState, ...] = wire_field(list_of(array_of(ModelState), 64), encoded_list(to_array), default=())
+    clock: int = wire_field(integer(0, MAX_CLOCK), default=0)
+    """The answerer's wall clock, in whole seconds since 1970; 0: it does not tell."""
 
 
 @attrs.frozen(kw_only=True)
@@ -279,20 +298,33 @@ class Refused:
     publishers: int = wire_field(_publishers, default=0)
 
 
-Request: TypeAlias = Ping | FindNode | FindValue | Store
-REQUESTS = (Ping, FindNode, FindValue, Store)
-Reply: TypeAlias = Pong | Nodes | Values | Stored | Refused
+@attrs.frozen(kw_only=True)
+class DialedBack:
+    """What came of dialling the asker's host: the public key of the node that answered the greeting, if any did, and
+    whether a TCP connection could be made."""
+
+    transaction: bytes = wire_field(_transaction, repr=bytes.hex)
+    observed: Address = wire_field(decode_address_untrusted, encode_address)
+    answered_by: bytes | None = wire_field(optional(exactly_bytes(KEY_BYTES)), repr=lambda key: key and key.hex())
+    connected: bool = wire_field(boolean)
+
+
+Request: TypeAlias = Ping | FindNode | FindValue | Store | DialBack
+REQUESTS = (Ping, FindNode, FindValue, Store, DialBack)
+Reply: TypeAlias = Pong | Nodes | Values | Stored | Refused | DialedBack
 
 _classes: dict[int, type[Any]] = {
     1: Ping,
     2: FindNode,
     3: FindValue,
     4: Store,
+    6: DialBack,
     129: Pong,
     130: Nodes,
     131: Values,
     132: Stored,
     133: Refused,
+    134: DialedBack,
 }
 """Replies have the high bit; a reply's type is its request's plus 128, but for `Refused`."""
 _types = {cls: number for number, cls in _classes.items()}

@@ -94,7 +94,7 @@ def _rpc() -> Any:
     )  # fmt: skip
     record = _record_of(NETWORKS["public"], lifetime=300)
     asks = {"transaction": TRANSACTION, "client": False}
-    tells = {"transaction": TRANSACTION, "observed": V4}
+    tells, told = ({"transaction": TRANSACTION, "observed": address} for address in (V4, V6))
     messages: list[tuple[Any, int]] = [
         (rpc.Ping(**asks), 0),
         (rpc.Ping(transaction=TRANSACTION, client=True, model=MODEL), 100),
@@ -104,7 +104,7 @@ def _rpc() -> Any:
         (rpc.Store(**asks, token=TOKEN, record=encode_record(record)), 0),
         (rpc.Store(**asks, token=TOKEN, record=encode_record(record), cache=True), 0),
         (rpc.Pong(**tells), 0),
-        (rpc.Pong(transaction=TRANSACTION, observed=V6, draining=True, version="0.1.0", models=(state,)), 0),
+        (rpc.Pong(**told, draining=True, version="0.1.0", models=(state,), clock=1_900_000_000), 0),
         (rpc.Nodes(**tells, token=TOKEN, contacts=CONTACTS), 0),
         (
             rpc.Values(
@@ -121,6 +121,8 @@ def _rpc() -> Any:
         (rpc.Values(**tells, token=TOKEN, records=(), total=0, next_cursor=None, contacts=()), 0),
         (rpc.Stored(**tells, publishers=10_000), 0),
         (rpc.Refused(**tells, reason="a newer record is stored", newer=encode_record(record)), 0),
+        (rpc.DialBack(**asks, token=TOKEN, udp_port=8001, tcp_port=8000), 320),
+        (rpc.DialedBack(**tells, answered_by=BOB.public_key, connected=False), 0),
     ]
     return [
         {

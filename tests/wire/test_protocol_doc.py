@@ -106,11 +106,13 @@ NAMES = {
     2: ["FindNode", "transaction", "client", "target"],
     3: ["FindValue", "transaction", "client", "key", "cursor"],
     4: ["Store", "transaction", "client", "token", "record", "cache"],
-    129: ["Pong", "transaction", "observed", "draining", "version", "models"],
+    6: ["DialBack", "transaction", "client", "token", "udp_port", "tcp_port"],
+    129: ["Pong", "transaction", "observed", "draining", "version", "models", "clock"],
     130: ["Nodes", "transaction", "observed", "token", "contacts"],
     131: ["Values", "transaction", "observed", "token", "records", "total", "next_cursor", "contacts", "publishers"],
     132: ["Stored", "transaction", "observed", "publishers"],
     133: ["Refused", "transaction", "observed", "reason", "newer", "publishers"],
+    134: ["DialedBack", "transaction", "observed", "answered_by", "connected"],
 }
 STATE = ["name", "running", "waiting", "slots", "tokens_per_second", "prefill_tokens_per_second", "ttft_s", "n_ctx"]
 

@@ -23,11 +23,13 @@ GOOD = {
     "FindNode": [2, T, False, bytes(32)],
     "FindValue": [3, T, False, bytes(32), 7],
     "Store": [4, T, False, T, bytes(50), True],
-    "Pong": [129, T, V4, True, "1.0", [STATE]],
+    "DialBack": [6, T, False, T, 8001, None],
+    "Pong": [129, T, V4, True, "1.0", [STATE], 1_900_000_000],
     "Nodes": [130, T, V6, T, [CONTACT]],
     "Values": [131, T, V4, T, [b"record"], 9, None, [CONTACT], 9],
     "Stored": [132, T, V4, 9],
     "Refused": [133, T, V4, "far", b"record", 9],
+    "DialedBack": [134, T, V4, bytes(32), True],
 }
 
 
@@ -55,7 +57,7 @@ def test_unknown_entries_at_the_end_are_ignored(name):
     assert decode_rpc_untrusted(msgpack.packb([*plain, ["new"], {"a": None}]) + bytes(9)) == message
 
 
-OPTIONAL = {"Ping": 1, "FindValue": 1, "Store": 1, "Pong": 3, "Values": 1, "Stored": 1, "Refused": 2}
+OPTIONAL = {"Ping": 1, "FindValue": 1, "Store": 1, "Pong": 4, "Values": 1, "Stored": 1, "Refused": 2}
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -107,6 +109,18 @@ BOUNDS = {
         (3, "draining", [True, False], [1, None]),
         (4, "version", ["", "x" * 32], ["x" * 33, None]),
         (5, "models", [[], [STATE] * 16], [None, [None], [[]], [STATE] * 65]),
+        (6, "clock", [0, 2**40], [-1, 2**40 + 1, None, 1.0, True]),
+    ],
+    "DialBack": [
+        *REQUEST,
+        TOKEN,
+        (4, "udp_port", [None, 1, 65_535], [0, 65_536, "1", True]),
+        (5, "tcp_port", [None, 1, 65_535], [0, 65_536, "1", True]),
+    ],
+    "DialedBack": [
+        *REPLY,
+        (3, "answered_by", [None, bytes(32)], [bytes(31), bytes(33), ""]),
+        (4, "connected", [True, False], [0, 1, None]),
     ],
     "Nodes": [*REPLY, TOKEN, (4, "contacts", [[], [CONTACT] * 16], BAD_CONTACTS)],
     "Values": [
@@ -165,7 +179,7 @@ def test_bounds_of_a_models_state(index, inside, outside):
 
 
 @pytest.mark.parametrize(
-    "plain", [None, [], {}, 1, [0], [5], [128], [134], [True], ["1"], [1.0], [None], [[1]], {"type": 1}]
+    "plain", [None, [], {}, 1, [0], [5], [128], [135], [True], ["1"], [1.0], [None], [[1]], {"type": 1}]
 )
 def test_unknown_messages_are_refused(plain):
     with pytest.raises(BadMessage, match="unknown message"):

@@ -65,6 +65,22 @@ rpcs = st.one_of(
         draining=st.booleans(),
         version=valid_text(0, 32),
         models=st.lists(model_states, max_size=5).map(tuple),
+        clock=st.integers(0, 2**40),
+    ),
+    st.builds(
+        rpc.DialBack,
+        transaction=transactions,
+        client=st.booleans(),
+        token=tokens,
+        udp_port=st.none() | ports,
+        tcp_port=st.none() | ports,
+    ),
+    st.builds(
+        rpc.DialedBack,
+        transaction=transactions,
+        observed=addresses,
+        answered_by=st.none() | binary(32),
+        connected=st.booleans(),
     ),
     st.builds(rpc.Nodes, transaction=transactions, observed=addresses, token=tokens, contacts=contact_lists),
     st.builds(
