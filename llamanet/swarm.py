@@ -19,7 +19,7 @@ import trio
 from llamanet.client.batch import MapResult, Progress, Prompt
 from llamanet.client.census import ModelView, NodeView
 from llamanet.client.client import Messages, SwarmClient
-from llamanet.client.decision import Considered, Decision
+from llamanet.client.decision import Considered, Decision, Policy, Strategy
 from llamanet.client.embedding import EmbeddingReply
 from llamanet.client.generation import Chunk, Hop, Reply, Stream
 from llamanet.client.join import local_addresses
@@ -47,6 +47,7 @@ __all__ = [
     "Messages",
     "ModelView",
     "NodeView",
+    "Policy",
     "Reply",
     "Stream",
     "Swarm",
@@ -71,7 +72,7 @@ class Swarm:
         swarm_key_file: Path | str | None = None,
         min_tps: float = 0.0,
         max_load: float | None = None,
-        strategy: str = STRATEGIES[0],
+        strategy: Strategy = STRATEGIES[0],
         node_id: str | None = None,
         host: str = "0.0.0.0",
         port: int = 0,
@@ -91,8 +92,8 @@ class Swarm:
           swarm_key: a private swarm's key, 32 bytes or their hexadecimal digits; or `swarm_key_file`, which holds it.
           min_tps: tokens a second of one stream, below which no node will do.
           max_load: requests running and waiting for each slot, above which no node will do.
-          strategy: how a request's node is chosen: "soonest", or, to compare it with, "random", "round_robin" or
-            "least_load".
+          strategy: how a request's node is chosen: "soonest", a function of your own (`Policy`), or, to compare with,
+            "random", "round_robin" or "least_load".
           node_id, host, port, announce, no_tls, heartbeat_interval: as the flags of `llamanet node`, for `serve`.
           data_dir: where the digests of model files are remembered; default: the platform's place for data.
 

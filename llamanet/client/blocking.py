@@ -22,7 +22,7 @@ import trio
 from llamanet.client.batch import MapResult, Prompt
 from llamanet.client.census import ModelView, NodeView
 from llamanet.client.client import Messages, SwarmClient
-from llamanet.client.decision import Decision
+from llamanet.client.decision import Decision, Strategy
 from llamanet.client.embedding import EmbeddingReply
 from llamanet.client.generation import Chunk, Hop, Reply, Stream
 from llamanet.client.join import local_addresses
@@ -51,7 +51,7 @@ class Client:
         max_load: float | None = None,
         dht_port: int = 0,
         *,
-        strategy: str = STRATEGIES[0],
+        strategy: Strategy = STRATEGIES[0],
         join: str | None = None,
         swarm_name: str | None = None,
         swarm_key: bytes | str | None = None,
@@ -64,8 +64,8 @@ class Client:
           model: the model that requests ask for unless they name another; None takes any.
           min_tps: tokens a second of one stream, below which no node will do.
           max_load: requests running and waiting for each slot, above which no node will do.
-          strategy: how a request's node is chosen: "soonest", or, to compare it with, "random", "round_robin" or
-            "least_load".
+          strategy: how a request's node is chosen: "soonest", a function of your own (`Policy`), or, to compare with,
+            "random", "round_robin" or "least_load".
           dht_port: our UDP port; if it is taken, or 0, any free one.
           join: an invitation, as `llamanet invite` prints it, instead of or beside `bootstrap_nodes`.
           swarm_name: the swarm's name, if it is not the public one.

@@ -27,6 +27,7 @@ from llamanet.client.selection import (
     overload,
     shortfalls,
 )
+from llamanet.client.strategy import strategy_name
 from llamanet.dht.service import Dht
 from llamanet.errors import NoNodeServes, SwarmBusy
 from llamanet.wire.identity import PublicKey
@@ -169,6 +170,8 @@ class Choice:
             else:
                 acceptable.append(candidate)
         self._ranked = self._router.rank(self._question, acceptable, now)
+        left_out = (candidate.service.facts.label for candidate in acceptable if candidate not in self._ranked)
+        self.reasons.update(dict.fromkeys(left_out, f"{strategy_name(self._question.strategy)} left it out"))
         self._ranked_at = now
         silent = [service for service in services if service not in answered]
         for service in silent:
@@ -190,7 +193,7 @@ class Choice:
         self._asked.append(candidate.service)
         self.decision = Decision(
             node_id=candidate.service.facts.label,
-            strategy=self._question.strategy,
+            strategy=strategy_name(self._question.strategy),
             known=len(self._known),
             probes=self._probes,
             prompt_tokens=self._question.prompt_tokens,

@@ -20,6 +20,7 @@ from llamanet.client.budget import WAIT_S, Budget
 from llamanet.client.census import ModelView, NodeView, list_invited, list_models, list_nodes
 from llamanet.client.choice import Choice
 from llamanet.client.connection import ConnectionPool, OpenStream
+from llamanet.client.decision import Strategy
 from llamanet.client.directory import Directory
 from llamanet.client.embedding import Embedder, EmbeddingReply, make_batches
 from llamanet.client.generation import OnChoice, Reply, Stream
@@ -151,7 +152,7 @@ class SwarmClient:
     """Generates on whatever node of the swarm will answer soonest. Its connections live in `nursery`.
 
     `min_tps` (tokens a second of one stream), `max_load` (requests running and waiting, for each slot) and `strategy`
-    (one of `STRATEGIES`) bind every request that does not say otherwise.
+    (one of `STRATEGIES`, or a `Policy`) bind every request that does not say otherwise.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class SwarmClient:
         *,
         min_tps: float = 0.0,
         max_load: float | None = None,
-        strategy: str = STRATEGIES[0],
+        strategy: Strategy = STRATEGIES[0],
         open_stream: OpenStream = trio.open_tcp_stream,
         rng: Random | None = None,
     ) -> None:
@@ -201,7 +202,7 @@ class SwarmClient:
         digest: bytes | None = None,
         min_tps: float | None = None,
         max_load: float | None = None,
-        strategy: str | None = None,
+        strategy: Strategy | None = None,
         min_context: int = 0,
         any_version: bool = False,
         wait: float = WAIT_S,
@@ -221,8 +222,8 @@ class SwarmClient:
           min_tps: tokens a second of one stream, below which no node will do.
           max_load: requests running and waiting for each slot, above which no node will do for now.
           min_context: tokens of context, prompt and answer together, below which no node will do.
-          strategy: how its node is chosen: "soonest" (the default), or, to compare it with, "random", "round_robin" or
-            "least_load".
+          strategy: how its node is chosen: "soonest" (the default), a function of your own (`Policy`), or, to compare
+            with, "random", "round_robin" or "least_load".
           any_version: a stream that loses its node, when no other has its model file, may go on with another file of
             the same name: another quantisation, with the same vocabulary. `Reply.digests` then has more than one.
           wait: seconds to wait for a place before the first token while all nodes are busy; 0 does not wait.
@@ -282,7 +283,7 @@ class SwarmClient:
         max_failures: int,
         *,
         blocks: tuple[Block, ...] = (),
-        strategy: str | None = None,
+        strategy: Strategy | None = None,
     ) -> Choice:
         strategy = strategy or self._strategy
         question = Question(wishes=wishes, prompt_tokens=prompt_tokens, blocks=blocks, strategy=strategy)

@@ -1,5 +1,8 @@
 """Why a request went to its node: what was known of each node that was looked at, for people to read."""
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
 import attrs
 
 from llamanet.client.peers import PeerMemory
@@ -14,6 +17,8 @@ class Considered:
 
     node_id: str
     """Its label."""
+    id: str | None = None
+    """Its id, in hexadecimal."""
     age_s: float | None = None
     """Since its probe was answered."""
     rtt: float | None = None
@@ -35,6 +40,14 @@ class Considered:
     """Why it was chosen, or was not."""
 
 
+Policy: TypeAlias = Callable[[Sequence[Considered]], Iterable[Considered]]
+"""A caller's own way to choose: from the nodes that answered and meet the request's wishes to those that may be asked,
+the best first. It is called after each batch of probes. What it leaves out is not asked; while it leaves out all,
+further nodes are probed. Nodes that failed lately come last, whatever it says."""
+Strategy: TypeAlias = str | Policy
+"""One of `STRATEGIES`, or a function."""
+
+
 @attrs.frozen(kw_only=True)
 class Decision:
     """One choice of a node."""
@@ -42,6 +55,7 @@ class Decision:
     node_id: str
     """The label of the node that was chosen."""
     strategy: str
+    """Its name, or that of the caller's own function."""
     known: int
     """Nodes in the directory that serve what was asked for."""
     probes: int
@@ -72,6 +86,7 @@ def considered(
     state, node_id = candidate.state, candidate.service.node_id
     return Considered(
         node_id=candidate.service.facts.label,
+        id=node_id.hex(),
         age_s=now - candidate.at,
         rtt=candidate.rtt,
         running=state.running,

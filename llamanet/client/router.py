@@ -16,7 +16,7 @@ from random import Random
 import attrs
 
 from llamanet.client.affinity import Affinity, Block
-from llamanet.client.decision import Considered, considered
+from llamanet.client.decision import Considered, Policy, Strategy, considered
 from llamanet.client.directory import Service
 from llamanet.client.peers import PeerMemory
 from llamanet.client.pool import ProbePool
@@ -32,7 +32,8 @@ from llamanet.client.selection import (
     ranked,
     remembers,
 )
-from llamanet.client.strategy import STRATEGIES
+from llamanet.client.strategy import STRATEGIES, strategy_name
+from llamanet.errors import UserError
 from llamanet.wire.identity import NodeId
 
 UNCERTAIN = 0.15
@@ -52,7 +53,7 @@ class Question:
     """To compute before the next token, if the node remembers none of them; a guess."""
     blocks: tuple[Block, ...] = ()
     """Of the prompt."""
-    strategy: str = STRATEGIES[0]
+    strategy: Strategy = STRATEGIES[0]
 
 
 class Router:
@@ -75,7 +76,7 @@ class Router:
             start = self._round % len(order)
             order = order[start:] + order[:start]
             self._round += 1
-        elif question.strategy == "soonest":
+        elif question.strategy == "soonest" or callable(question.strategy):
             promises = self._promises(question, order, now)
             order.sort(key=lambda service: promises[service])
         return sorted(order, key=lambda service: (self._doubtful(service, now), self._unsuited(question, service, now)))
@@ -87,7 +88,10 @@ class Router:
         return usable or first
 
     def rank(self, question: Question, candidates: Sequence[Candidate], now: float) -> list[Candidate]:
-        """The nodes in the order in which they should be asked; `candidates` are in the order of their probes."""
+        """The nodes in the order in which they should be asked; `candidates` are in the order of their probes.
+
+        Only a caller's own policy leaves any out. Raises `UserError` if that returns what it was not given.
+        """
         if question.strategy == "soonest":
             cached = self._cached_tokens(question, now)
             order = ranked(
@@ -95,6 +99,8 @@ class Router:
             )
         elif question.strategy == "least_load":
             order = sorted(candidates, key=load)
+        elif callable(question.strategy):
+            order = self._by_policy(question.strategy, question, candidates, now)
         else:
             order = list(candidates)
         return sorted(order, key=lambda candidate: not self.peers.usable(candidate.service.node_id, now))
@@ -129,7 +135,7 @@ class Router:
             if doubt := self.peers.doubt(candidate.service.node_id, now):
                 verdict = doubt
             elif question.strategy != "soonest":
-                verdict = question.strategy.replace("_", " ") if place == 0 else "not its turn"
+                verdict = strategy_name(question.strategy).replace("_", " ") if place == 0 else "not its turn"
             elif load(candidate) > self.pool.hot_load(candidate.service.model):
                 verdict = "hot"
             elif place == 0:
@@ -139,6 +145,21 @@ class Router:
                 verdict = "later"
             explained.append(considered(candidate, self.peers, question.prompt_tokens, tokens, now, verdict))
         return tuple(explained)
+
+    def _by_policy(
+        self, policy: Policy, question: Question, candidates: Sequence[Candidate], now: float
+    ) -> list[Candidate]:
+        cached = self._cached_tokens(question, now)
+        views = []
+        for candidate in candidates:
+            tokens = cached.get(candidate.service.node_id, 0)
+            views.append(considered(candidate, self.peers, question.prompt_tokens, tokens, now, "it answered"))
+        # By identity, for two nodes may look alike.
+        meant = {id(view): candidate for view, candidate in zip(views, candidates, strict=True)}
+        order = list(policy(views)) if views else []
+        if stranger := next((view for view in order if id(view) not in meant), None):
+            raise UserError(f"strategy {strategy_name(policy)} returned {stranger!r}, which it was not given")
+        return [meant[id(view)] for view in order]
 
     def _doubtful(self, service: Service, now: float) -> bool:
         return not self.peers.usable(service.node_id, now)

@@ -132,6 +132,47 @@ async def test_a_strategy_may_be_given_for_one_request_and_must_be_known(autojum
         Swarm(strategy="best")
 
 
+async def test_a_function_of_the_callers_chooses_among_all_nodes_also_when_the_stream_moves(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(20, step_time=0.01)
+    client = await cluster.start_client()
+
+    def mine(nodes):
+        return sorted((node for node in nodes if node.node_id in ("node-3", "node-7")), key=lambda node: node.node_id)
+
+    async with client.stream("hello", max_tokens=20, strategy=mine, **GREEDY) as stream:
+        await stream.__anext__()
+        cluster.kill(stream.node_id)
+        async for _ in stream:
+            pass
+    first, second = stream.choices
+    assert {first.node_id, second.node_id} == {"node-3", "node-7"}
+    assert (first.strategy, first.considered[0].verdict) == ("mine", "mine")
+    assert "mine left it out" in {node.verdict for node in first.considered}
+
+
+async def test_a_function_that_wants_no_node_is_told_of(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(2)
+    client = await cluster.start_client()
+
+    def nobody(nodes):
+        assert all(node.id and node.ttft_s is not None and node.slots for node in nodes)
+        return ()
+
+    with pytest.raises(NoNodeServes) as refused:
+        await ask(client, strategy=nobody)
+    assert set(refused.value.reasons) == {"node-0: nobody left it out", "node-1: nobody left it out"}
+
+
+async def test_a_function_may_return_only_what_it_was_given(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(1)
+    client = await cluster.start_client()
+    with pytest.raises(UserError, match="strategy <lambda> returned 'node-0', which it was not given"):
+        await ask(client, strategy=lambda nodes: [node.node_id for node in nodes])
+
+
 async def test_a_conversation_stays_where_its_prefix_is(autojump_clock, nursery):
     cluster = Cluster(nursery)
     await cluster.start_nodes(6)
