@@ -7,7 +7,7 @@ Rules:
 - Load and speed are measured, not asked for: others may use the server too.
 """
 
-import json
+import math
 import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -19,7 +19,17 @@ import trio
 from llamanet.errors import EngineBusy, RequestRefused
 from llamanet.node.answer import Answer
 from llamanet.node.rates import Rates
-from llamanet.node.upstream_api import CALL_FORMAT, Call, ChunkReader, embed_call, generate_call, refusal_of
+from llamanet.node.upstream_api import (
+    CALL_FORMAT,
+    Call,
+    ChunkReader,
+    EventReader,
+    LineTooLong,
+    decode_json,
+    embed_call,
+    generate_call,
+    refusal_of,
+)
 from llamanet.wire.inference import (
     CAPABILITY_EMBEDDINGS,
     CAPABILITY_JSON,
@@ -113,15 +123,15 @@ class UpstreamEngine:
 
     def submit(self, request: Generate) -> "Relay":
         """Queue `request`; the caller must `cancel` it when it stops reading. Raises `EngineBusy`."""
-        self._check_room()
+        self._enter()
         relay = Relay(request)
         self._nursery.start_soon(self._run, relay)
         return relay
 
     async def embed(self, request: Embed) -> Embeddings | Failed:
         """The vectors of the texts of `request`. Raises `EngineBusy`."""
-        self._check_room()
-        with self._counted():
+        self._enter()
+        with self._leaving():
             async with self._place():
                 call = embed_call(attrs.evolve(request, model=self._model.id))
                 try:
@@ -129,14 +139,14 @@ class UpstreamEngine:
                 except httpx.HTTPError as error:
                     return _broken(request, error)
                 if response.status_code != 200:
-                    return self._refused(request, response.status_code, response.text, response.headers)
+                    return self._refused(request, response.status_code, response.content, response.headers)
                 return _embeddings(request, response.content, self._label)
 
     # --- one generation -----------------------------------------------------------------------------------------------
 
     async def _run(self, relay: "Relay") -> None:
         request = attrs.evolve(relay.request, model=self._model.id)
-        with relay.scope, self._counted():
+        with self._leaving(), relay.scope:
             try:
                 call = generate_call(request, continues=self._model.continues)
             except RequestRefused as error:
@@ -159,6 +169,8 @@ class UpstreamEngine:
                 return await self._relay_chunks(relay, request, response, arrived, began)
         except httpx.HTTPError as error:
             return _broken(request, error)
+        except LineTooLong as error:
+            return _broken(request, error)
         except _SlowReader:
             return Failed(id=request.id, code="slow_reader", message=f"nothing was read for {READER_S:.0f} s")
 
@@ -172,14 +184,9 @@ class UpstreamEngine:
         self.rates.admitted(queue_s=began - arrived, prompt_tokens=guessed, cached_tokens=0)
         made = 0
         last = first = began
-        async for line in response.aiter_lines():
-            if not line.startswith("data:") or (data := line[5:].strip()) == "[DONE]":
-                continue
-            try:
-                chunk = json.loads(data)
-            except ValueError:
-                continue
-            if isinstance(chunk, dict) and "error" in chunk:
+        async for data in _events(response):
+            chunk = decode_json(data)
+            if isinstance(chunk, dict) and chunk.get("error"):
                 return refusal_of(request, 500, data, None)
             now = trio.current_time()
             for piece in reader.read(chunk):
@@ -213,7 +220,7 @@ class UpstreamEngine:
         timings = Timings(queue_s=began - arrived, prefill_s=first - began, decode_s=last - first)
         return Finished(id=request.id, reason=reader.finish_reason, usage=usage, timings=timings)
 
-    def _refused(self, request: Generate | Embed, status: int, body: str, headers: httpx.Headers) -> Failed:
+    def _refused(self, request: Generate | Embed, status: int, body: bytes, headers: httpx.Headers) -> Failed:
         failed = refusal_of(request, status, body, headers.get("retry-after"))
         if failed.retry_after is not None:
             self._refused_until = trio.current_time() + failed.retry_after
@@ -221,16 +228,18 @@ class UpstreamEngine:
 
     # --- counting -----------------------------------------------------------------------------------------------------
 
-    def _check_room(self) -> None:
+    def _enter(self) -> None:
+        """Count a request. Raises `EngineBusy`."""
         waiting = self._in_flight - self.slots
         if waiting >= MAX_WAITING:
             least, most = RETRY_S
             raise EngineBusy(waiting, max(least, min(most, self.rates.place_s(self.slots))))
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
         self._in_flight += 1
         self.idle_since = None
+
+    @contextmanager
+    def _leaving(self) -> Iterator[None]:
+        """Count no longer, at the end, what `_enter` counted."""
         try:
             yield
         finally:
@@ -278,7 +287,7 @@ class _SlowReader(Exception):
     """A reader has taken nothing for too long."""
 
 
-def _broken(request: Generate | Embed, error: httpx.HTTPError | None) -> Failed:
+def _broken(request: Generate | Embed, error: httpx.HTTPError | LineTooLong | None) -> Failed:
     why = "it ended in the middle of an answer" if error is None else str(error) or type(error).__name__
     return Failed(id=request.id, code="internal", message=f"the server behind this node cannot be used: {why}"[:1_000])
 
@@ -288,22 +297,30 @@ def _guessed_tokens(request: Generate) -> int:
     return max(1, len(said) // CHARS_A_TOKEN)
 
 
-async def _read_some(response: httpx.Response) -> str:
+async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
+    """What the server's events hold."""
+    reader = EventReader()
+    async for received in response.aiter_bytes():
+        for data in reader.read(received):
+            yield data
+
+
+async def _read_some(response: httpx.Response) -> bytes:
     data = b""
     async for piece in response.aiter_bytes():
         data += piece
         if len(data) > MAX_ERROR_BYTES:
             break
-    return data[:MAX_ERROR_BYTES].decode(errors="replace")
+    return data[:MAX_ERROR_BYTES]
 
 
 def _embeddings(request: Embed, content: bytes, label: str) -> Embeddings | Failed:
     try:
-        body = json.loads(content)
+        body = decode_json(content)
         entries = sorted(body["data"], key=lambda entry: entry["index"])
         vectors = tuple(_packed(entry["embedding"]) for entry in entries)
         tokens = int(body.get("usage", {}).get("prompt_tokens", 0))
-    except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, struct.error) as error:
         message = f"the server behind this node gave no embeddings that can be read ({type(error).__name__})"
         return Failed(id=request.id, code="internal", message=message)
     if len(vectors) != len(request.texts):
@@ -313,8 +330,10 @@ def _embeddings(request: Embed, content: bytes, label: str) -> Embeddings | Fail
 
 
 def _packed(vector: list[float]) -> bytes:
-    """The vector at length 1, as it travels."""
-    length = sum(value * value for value in vector) ** 0.5 or 1.0
+    """The vector at length 1, as it travels. Raises `ValueError` or the like if it is none."""
+    length = math.hypot(*vector) or 1.0
+    if not math.isfinite(length):
+        raise ValueError("not a vector of numbers")
     packed = struct.pack(f"<{len(vector)}f", *(value / length for value in vector))
     if not packed or len(packed) > MAX_VECTOR_BYTES:
         raise ValueError("no vector, or one that is too long")

@@ -11,6 +11,7 @@ Rules:
 """
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,8 @@ _DEFAULTS = Sampling()
 _REASONS = {"length": "length"}
 """Others are ends that the model, or its server, chose: "stop"."""
 MAX_MESSAGE_CHARS = 1_000
+MAX_LINE = 4 * 2**20
+"""Bytes of an event of the server's; one with the chances of many tokens is the longest."""
 
 
 @attrs.frozen
@@ -143,6 +146,40 @@ def _message(message: ChatMessage) -> dict[str, Any]:
     return plain
 
 
+def decode_json(data: bytes) -> Any:
+    """The JSON in `data`, or None if it is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+class LineTooLong(Exception):
+    """The server's events are none."""
+
+
+@attrs.define
+class EventReader:
+    """Cuts a body of server-sent events, as it comes in, into what the events hold.
+
+    Only line feeds part lines: U+2028 and others that Python takes for the end of a line stand unescaped in JSON.
+    """
+
+    _rest: bytearray = attrs.field(factory=bytearray)
+
+    def read(self, received: bytes) -> Iterator[bytes]:
+        """What those events hold that are whole now. Raises `LineTooLong`."""
+        self._rest += received
+        if b"\n" in received:
+            *lines, rest = self._rest.split(b"\n")
+            self._rest = rest
+            for line in lines:
+                if line.startswith(b"data:") and (data := bytes(line[5:].strip())) != b"[DONE]":
+                    yield data
+        if len(self._rest) > MAX_LINE:
+            raise LineTooLong(f"an event of it is too long ({MAX_LINE} bytes at most)")
+
+
 @attrs.frozen
 class Piece:
     """A piece of the answer, which counts as one token."""
@@ -167,12 +204,13 @@ class ChunkReader:
         if not isinstance(chunk, dict):
             return
         self._read_usage(chunk.get("usage"))
-        for choice in _list(chunk.get("choices"))[:1]:
-            if not isinstance(choice, dict):
+        for choice in _list(chunk.get("choices")):
+            # Only one answer was asked for.
+            if not isinstance(choice, dict) or choice.get("index"):
                 continue
             delta = told if isinstance(told := choice.get("delta"), dict) else {}
             text = choice.get("text") or delta.get("content") or ""
-            yield from self._read_text(text if isinstance(text, str) else "", delta, choice.get("logprobs"))
+            yield from self._read_text(_whole(text), delta, choice.get("logprobs"))
             for call in _list(delta.get("tool_calls")):
                 yield from self._read_call(call)
             if isinstance(reason := choice.get("finish_reason"), str):
@@ -184,8 +222,7 @@ class ChunkReader:
 
     def _read_text(self, text: str, delta: dict[str, Any], logprobs: Any) -> Iterator[Piece]:
         # Reasoning that a server tells apart is what the model writes between these marks.
-        thought = delta.get("reasoning_content") or delta.get("reasoning")
-        if isinstance(thought, str) and thought:
+        if thought := _whole(delta.get("reasoning_content") or delta.get("reasoning")):
             yield Piece(thought if self._thinks else f"<think>\n{thought}")
             self._thinks = True
         if text:
@@ -206,7 +243,7 @@ class ChunkReader:
             before = form.marker + form.begin if not self._calls else "}" + form.between
             self._calls += 1
             yield Piece(f'{before}{{"name": {json.dumps(name)}, "arguments": ')
-        if isinstance(arguments := function.get("arguments"), str) and arguments:
+        if arguments := _whole(function.get("arguments")):
             yield Piece(arguments)
 
     def _read_usage(self, usage: Any) -> None:
@@ -218,15 +255,16 @@ class ChunkReader:
             self.cached_tokens = _count(details.get("cached_tokens"), None) or 0
 
 
-def refusal_of(request: Generate | Embed, status: int, body: str, retry_after: str | None) -> Failed:
+def refusal_of(request: Generate | Embed, status: int, body: bytes, retry_after: str | None) -> Failed:
     """What the server's error means: `busy` and errors of its own let clients ask elsewhere, mistakes do not."""
     message = _error_message(body) or f"the server behind this node answered with status {status}"
     message = message[:MAX_MESSAGE_CHARS].encode(errors="backslashreplace").decode()
     if status in (429, 503):
         try:
-            seconds = min(max(float(retry_after or 1.0), 0.1), 60.0)
-        except ValueError:
+            seconds = float(retry_after or 1.0)
+        except ValueError:  # a date
             seconds = 1.0
+        seconds = min(max(seconds, 0.1), 60.0) if math.isfinite(seconds) else 1.0
         return Failed(id=request.id, code="busy", message=message, retry_after=seconds)
     if status == 404:
         return Failed(id=request.id, code="no_such_model", message=message, field="model")
@@ -236,11 +274,8 @@ def refusal_of(request: Generate | Embed, status: int, body: str, retry_after: s
     return Failed(id=request.id, code="internal", message=message)
 
 
-def _error_message(body: str) -> str:
-    try:
-        error = json.loads(body)
-    except ValueError:
-        return ""
+def _error_message(body: bytes) -> str:
+    error = decode_json(body)
     error = error.get("error", error) if isinstance(error, dict) else error
     message = error.get("message") if isinstance(error, dict) else error
     return message if isinstance(message, str) else ""
@@ -279,6 +314,11 @@ def _chance(token: Any, logprob: Any, piece: Any = None) -> TokenChance | None:
     except (ValueError, TypeError):
         data = token.encode(errors="replace")
     return TokenChance(token=0, piece=data[:MAX_PIECE_BYTES], logprob=min(0.0, max(-1e6, float(logprob))))
+
+
+def _whole(text: Any) -> str:
+    """`text`, if it is one, with U+FFFD where it holds half of a character of UTF-16, which JSON can."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(text, str) else ""
 
 
 def _list(value: Any) -> list[Any]:

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import attrs
 import httpx
@@ -21,7 +20,7 @@ from llamanet.errors import UserError
 from llamanet.models.shards import model_name
 from llamanet.node.host import Host
 from llamanet.node.upstream import UpstreamEngine, UpstreamModel
-from llamanet.settings import setting_name
+from llamanet.settings import is_host, setting_name
 from llamanet.wire.inference import MAX_MODEL_NAME
 
 log = logging.getLogger(__name__)
@@ -55,6 +54,7 @@ async def serve_upstream(
     Raises `UserError` if the server does not answer at the start, or has none of the models.
     """
     _check_url(settings.url)
+    _check_key(settings.api_key)
     headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
     # A proxy of the environment is for the internet, and this server is near.
     async with (
@@ -137,7 +137,7 @@ async def _ask_models(http: httpx.AsyncClient, settings: UpstreamSettings) -> li
         if response.status_code != 200:
             raise ValueError(f"status {response.status_code}")
         return list(_read_models(response.json(), settings))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"the server at {settings.url} does not list models as OpenAI's API does ({error}); the URL ends with /v1 "
             f"as a rule ({setting_name('upstream')})"
@@ -174,6 +174,15 @@ def _context(entry: dict[str, Any]) -> int | None:
 
 
 def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = httpx.URL(url)
+        good = parts.scheme in ("http", "https") and is_host(parts.raw_host.decode()) and 0 < (parts.port or 80) < 2**16
+    except httpx.InvalidURL:
+        good = False
+    if not good:
         raise UserError(f"{setting_name('upstream')} must be a URL such as http://localhost:11434/v1, not {url!r}")
+
+
+def _check_key(key: str | None) -> None:
+    if key and not (key.isascii() and key.isprintable()):
+        raise UserError(f"{setting_name('upstream_api_key')} must have printable ASCII characters only")

@@ -188,7 +188,7 @@ def test_what_is_not_understood_is_left_out(chunk):
     ],
 )
 def test_what_its_errors_mean(status, body, retry, code):
-    failed = refusal_of(Generate(id=3, prompt="x"), status, body, retry)
+    failed = refusal_of(Generate(id=3, prompt="x"), status, body.encode(errors="surrogatepass"), retry)
     assert (failed.id, failed.code) == (3, code)
     assert failed.message
     if code == "busy":
