@@ -18,7 +18,7 @@ import attrs
 import click
 
 from llamanet._version import __version__
-from llamanet.cli.config_file import add_config_option
+from llamanet.cli.config_file import CONFIG_PATH, add_config_option
 from llamanet.errors import LlamaNetError, RequestRefused, UserError
 
 COMMANDS = {
@@ -124,7 +124,8 @@ def _one_line(error: click.ClickException) -> str:
     if isinstance(error, click.BadParameter) and context and error.param and error.param.name:
         source = context.get_parameter_source(error.param.name)
         if source is click.core.ParameterSource.DEFAULT_MAP:
-            return " ".join(f"{error.format_message()} (in the configuration file)".split())
+            path = context.meta.get(CONFIG_PATH, "the configuration file")
+            return " ".join(f"{error.format_message()} (in {path})".split())
     help_line = f" (see: {context.command_path} --help)" if context else ""
     return " ".join(error.format_message().split()) + help_line
 

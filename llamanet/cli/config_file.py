@@ -8,7 +8,8 @@
 
 Rules:
 - A setting bears its flag's name, with `_` or `-`. A flag comes before its variable, a variable before the file, and
-  the file before the default. A command's own table comes before what stands outside of all tables.
+  the file before the default. A command's own table comes before what stands outside of all tables; that of a group,
+  such as [control], is for each of its commands that has the setting.
 - What no command knows is a mistake and is told, with the name that was probably meant.
 - Paths are relative to where the command runs, as they are in flags.
 """
@@ -16,7 +17,7 @@ Rules:
 import difflib
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ else:
     import tomli as tomllib
 
 FILE_NAME = "config.toml"
+CONFIG_PATH = "llamanet.config"
+"""Under this key of a context's `meta` stands the file that gave it settings."""
 
 
 def add_config_option(command: click.Command, commands: Mapping[str, str]) -> None:
@@ -42,10 +45,10 @@ def add_config_option(command: click.Command, commands: Mapping[str, str]) -> No
 
             path = platformdirs.user_config_path("llamanet") / FILE_NAME
         content = _read(path, may_lack=usual)
-        name = context.info_name or ""
-        settings = _settings_for(command, name, content, path, commands)
+        settings = _settings_for(command, context.info_name or "", content, path, commands)
         if settings:
             context.default_map = settings
+            context.meta[CONFIG_PATH] = path
 
     command.params.append(
         click.Option(
@@ -81,44 +84,79 @@ def _read(path: Path, *, may_lack: bool) -> dict[str, Any]:
 def _settings_for(
     command: click.Command, name: str, content: dict[str, Any], path: Path, commands: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What the file says to this command, by click's names of its parameters. Raises `UserError`."""
+    """What the file says to this command, by click's names of its parameters; of a group, to each of its commands.
+
+    Raises `UserError`.
+    """
     options = _options_of(command)
-    settings: dict[str, Any] = {}
-    foreign: list[str] = []
+    foreign = []
     for key, value in content.items():
         if isinstance(value, dict):
             if key not in commands:
                 raise UserError(f"{path}: there is no command for the table [{key}]{_meant(key, commands)}")
-        elif option := options.get(key.replace("-", "_")):
-            settings[str(option.name)] = _as_given(option, value)
-        else:
+        elif _plain(key) not in options:
             foreign.append(key)
     if foreign:
         _refuse_unknown(foreign, path, commands)
+    given = [
+        (_plain(key), f"{path}: {key}", value)
+        for key, value in content.items()
+        if _plain(key) in options and not isinstance(value, dict)
+    ]
     for key, value in content.get(name, {}).items():
-        option = options.get(key.replace("-", "_"))
-        if option is None:
+        if _plain(key) not in options:
             raise UserError(f"{path}: [{name}] has no setting {key!r}{_meant(key, options)}")
-        settings[str(option.name)] = _as_given(option, value)
-    return settings
+        given.append((_plain(key), f"{path}: [{name}] {key}", value))
+    if isinstance(command, click.Group):
+        return {sub: _as_map(_options_of(member), given) for sub, member in command.commands.items()}
+    return _as_map(options, given)
+
+
+def _as_map(options: Mapping[str, click.Option], given: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
+    """Of `given`, which are flag, place in the file and value, what `options` take; a later one comes first."""
+    return {
+        str(options[flag].name): _as_given(options[flag], where, value)
+        for flag, where, value in given
+        if flag in options
+    }
+
+
+def _plain(key: str) -> str:
+    return key.replace("-", "_")
 
 
 def _options_of(command: click.Command) -> dict[str, click.Option]:
-    """By their flags' names, which are those of the file: `--max-tokens` is `max_tokens`."""
+    """By their flags' names, which are those of the file: `--max-tokens` is `max_tokens`. Of a group, all commands'."""
+    members = command.commands.values() if isinstance(command, click.Group) else ()
     return {
-        flag[2:].replace("-", "_"): option
-        for option in command.params
+        _plain(flag[2:]): option
+        for option in (*command.params, *(option for member in members for option in member.params))
         if isinstance(option, click.Option) and option.name != "config"
         for flag in option.opts
         if flag.startswith("--")
     }
 
 
-def _as_given(option: click.Option, value: Any) -> Any:
-    """A TOML value as a command line would give it: a list for a flag that is repeated, or that takes commas."""
+def _as_given(option: click.Option, where: str, value: Any) -> Any:
+    """A TOML value as a command line would give it: texts, and a list of them for a flag that is repeated.
+
+    Raises `UserError` for what no command line can give.
+    """
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise UserError(f"{where} must be true or false, not {value!r}")
+        return value
+    texts = [_as_text(where, item) for item in (value if isinstance(value, list) else [value])]
     if option.multiple:
-        return value if isinstance(value, list) else [value]
-    return ",".join(map(str, value)) if isinstance(value, list) else value
+        return texts
+    return ",".join(texts)
+
+
+def _as_text(where: str, value: Any) -> str:
+    # As a text, so that a number is taken for what the flag would take it for: 2.5 is no count.
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{where} cannot be {value!r}")
+    return str(value)
 
 
 def _refuse_unknown(keys: list[str], path: Path, commands: Mapping[str, str]) -> None:
@@ -127,7 +165,7 @@ def _refuse_unknown(keys: list[str], path: Path, commands: Mapping[str, str]) ->
     for name in commands:
         known |= _options_of(importlib.import_module(f"llamanet.cli.{name}").command).keys()
     for key in keys:
-        if key.replace("-", "_") not in known:
+        if _plain(key) not in known:
             raise UserError(f"{path}: no command has a setting {key!r}{_meant(key, known)}")
 
 

@@ -66,15 +66,34 @@ def test_every_option_has_a_variable(configured):
         ("bootstrap_node = 'a:1'", "no command has a setting 'bootstrap_node'; is 'bootstrap_nodes' meant?"),
         ("[nodde]\n", "there is no command for the table [nodde]; is 'node' meant?"),
         ("[node", "is not TOML"),
-        ("[node]\nport = 'x'", "'x' is not a valid integer. (in the configuration file)"),
+        ("[node]\nport = 'x'", "'x' is not a valid integer. (in {file})"),
+        ("[node]\nport = 80.5", "'80.5' is not a valid integer. (in {file})"),
+        ("port = true", "{file}: port cannot be True"),
+        ("[node]\nhost = 2001-01-01", "{file}: [node] host cannot be datetime.date(2001, 1, 1)"),
+        ("[node]\nmodel_path = [{{a = 1}}]", "{file}: [node] model_path cannot be {{'a': 1}}"),
+        ("[node.port]\na = 1", "{file}: [node] port cannot be {{'a': 1}}"),
+        ("[node]\nno_tls = 'maybe'", "{file}: [node] no_tls must be true or false, not 'maybe'"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line_and_status_2(run, tmp_path, content, says):
     file = tmp_path / "llamanet.toml"
-    file.write_text(content)
+    file.write_text(content.format())
     result = run("node", "--config", file)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert says in result.stderr
+    assert says.format(file=file) in result.stderr
+
+
+def test_a_setting_of_all_reaches_the_commands_of_a_group(run, tmp_path):
+    file = tmp_path / "llamanet.toml"
+    file.write_text(f"data_dir = '{tmp_path}'\ndht_port = 7\n[control]\ndht_port = 9\n[keys]\nrpm = 3\n")
+    assert f"{tmp_path}/node-9.sock" in run("control", "--config", file, "status").stderr
+    assert f"{tmp_path}/node-8.sock" in run("control", "--config", file, "status", "--dht-port", "8").stderr
+    assert f"{tmp_path}/node-7.key" in run("keys", "identity", LLAMANET_CONFIG=str(file)).stdout
+    assert "rpm=3" in run("keys", "api", "me", LLAMANET_CONFIG=str(file)).stderr
+
+
+def test_the_table_of_a_command_comes_first_whatever_its_flag_is_called(configured):
+    assert configured("model = 'x.gguf'\n[node]\nmodel_path = 'y.gguf'")["model_path"] == ("y.gguf",)
 
 
 def test_a_file_that_was_named_must_be_there(run, tmp_path):
