@@ -6,8 +6,8 @@ The pause holds the noticing, the choice of another node, and that node's prefil
 Then forty streams run on four nodes, of which one is killed, one stopped and one drained (SIGTERM) meanwhile. What each
 says is compared, id by id, with what it says when nobody is disturbed. Greedy draws differ where two tokens are almost
 equally likely, for a batch of another size rounds otherwise, so texts that part at such a place are counted apart. The
-stall of a stream is its longest silence, told as it is, and without what the next node says that it took to read the
-prompt and the delivered tokens; waiting for a slot is not taken off.
+stall of a stream is its longest silence, told as it is, and without the new prefill: what the next node needed from
+taking the request to its first token. Nobody waits for a slot, for each node has one for every stream.
 """
 
 import signal
@@ -58,6 +58,8 @@ class Told:
     error: LlamaNetError | None = None
     stall: float = 0.0
     """Its longest silence after the first token, in seconds."""
+    beyond: float = 0.0
+    """Its longest, in seconds, without what the next node needed to read the prompt and the delivered tokens."""
 
 
 async def ask_forty(swarm: Swarm, tokens: int, nodes: Sequence[NodeProcess] = ()) -> list[Told]:
@@ -78,7 +80,7 @@ async def ask_forty(swarm: Swarm, tokens: int, nodes: Sequence[NodeProcess] = ()
             async with swarm.stream(
                 f"Story {number}. Once upon a time", max_tokens=tokens, temperature=0.0, ignore_eos=True, logprobs=2
             ) as stream:
-                heard = None
+                heard = node = None
                 async for chunk in stream:
                     now = trio.current_time()
                     came += len(chunk.token_ids)
@@ -87,8 +89,10 @@ async def ask_forty(swarm: Swarm, tokens: int, nodes: Sequence[NodeProcess] = ()
                         here = list(at.values())
                         standing.pop(max(standing, key=here.count)).send_signal(blows.pop(0))
                     if heard is not None:
+                        taken = None if stream.node_id == node else stream.accepted_at
                         told[number].stall = max(told[number].stall, now - heard)
-                    heard = now
+                        told[number].beyond = max(told[number].beyond, (now if taken is None else taken) - heard)
+                    heard, node = now, stream.node_id
                 told[number].reply = stream.reply()
                 del at[number]
         except LlamaNetError as error:
@@ -121,13 +125,6 @@ async def forty_streams(nodes: list[NodeProcess], tokens: int) -> tuple[list[Tol
         return await ask_forty(swarm, tokens), await ask_forty(swarm, tokens, nodes)
 
 
-def beyond_prefill(told: Told) -> float:
-    """Seconds of a stream's stall that the last node did not need to read the prompt and the tokens delivered."""
-    if told.reply is None or not told.reply.hops:
-        return told.stall
-    return max(0.0, told.stall - told.reply.timings.prefill_s)
-
-
 def disturbances(path: str, quick: bool) -> list[Case]:
     """Forty streams on four nodes, of which three go."""
     tokens = 40 if quick else 160
@@ -135,7 +132,7 @@ def disturbances(path: str, quick: bool) -> list[Case]:
         calm, disturbed = trio.run(forty_streams, nodes, tokens)
     errors = [told.error for told in disturbed if told.error is not None]
     differences = [differs(told, before) for told, before in zip(disturbed, calm, strict=True)]
-    beyond = [beyond_prefill(told) for told in disturbed]
+    beyond = [told.beyond for told in disturbed]
     stalls = [told.stall for told in disturbed]
     hops = sum(len(told.reply.hops) for told in disturbed if told.reply)
     return [

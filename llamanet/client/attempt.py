@@ -1,8 +1,9 @@
 """One request at one node: is what comes what was asked for, and does it come in time?
 
 Rules:
-- A node that is silent for longer than its own pace explains is asked by UDP. Dead: it is left at once. Alive: it is
-  waited for as long as its own times explain, what we remember of them and what it says of itself, and then it hangs.
+- A node that is silent for longer than its own pace explains is asked by UDP (`client/watch.py`). Dead: all streams
+  there leave it at once, whichever of them asked. Alive: it is waited for as long as its own times explain, what we
+  remember of them and what it says of itself, and then it hangs.
 - Waiting in a queue is no silence, however long, while the node's steps end; a step that lasts and lasts is one.
 - What happens here is remembered (`client/peers.py`): each attempt ends once, as failed, as busy or as finished.
 """
@@ -20,22 +21,20 @@ from llamanet.client.lobby import Lobby
 from llamanet.client.peers import PeerMemory
 from llamanet.client.probe_budget import ProbeBudget
 from llamanet.client.selection import Candidate, estimated_ttft
+from llamanet.client.watch import Watch
 from llamanet.dht.service import Dht
-from llamanet.errors import NodeFailed, RpcTimeout
+from llamanet.errors import NodeFailed
 from llamanet.wire.inference import Accepted, Embed, Generate, Tokens
 from llamanet.wire.rpc import Contact, ModelState
 
 SILENCE_S = 0.5
-"""The least silence after which a node is asked whether it is alive..."""
+"""The least silence after which a node is asked whether it is alive, before the first token..."""
+GAP_SILENCE_S = 0.3
+"""...and between two..."""
 MAX_SILENCE_S = 4.0
 """...and twice as long after each time that it was, up to this: who waits in a queue does not ask for ever..."""
-SILENT_GAPS = 2
+SILENT_GAPS = 1.5
 """...and so many times its usual time between tokens."""
-PING_S = 0.3
-PING_ROUND_TRIPS = 3
-"""A PING is waited for so long, or so many times the node's round trip..."""
-PINGS = 2
-"""...and sent so often."""
 HUNG_ESTIMATES = 4
 """A node that is alive hangs when the first token takes so many times its own estimate: a long prompt, a queue..."""
 HUNG_GAPS = 20
@@ -61,6 +60,11 @@ class Access:
     hedges: HedgeBudget
     probes: ProbeBudget
     rng: Random
+    watch: Watch = attrs.field(init=False)
+
+    @watch.default
+    def _make_watch(self) -> Watch:
+        return Watch(self.dht, self.probes)
 
 
 class Attempt:
@@ -72,6 +76,8 @@ class Attempt:
         self.candidate = candidate
         self.spoke = False
         """It has delivered a token."""
+        self.accepted_at: float | None = None
+        """When it took the request."""
         self.cached_tokens = 0
         """How many of the prompt's tokens it found in its cache."""
         self.tool_format: str | None = None
@@ -82,7 +88,8 @@ class Attempt:
         # Not what it says while a step lasts: a node that hangs says ever more.
         self._expected_s = estimated_ttft(candidate, prompt_tokens)
         self._embeds = isinstance(request, Embed)
-        self._gap = 0.0
+        rate = candidate.state.tokens_per_second
+        self._gap = min(1 / rate, MAX_SILENCE_S) if rate > 0 else 0.0
         self._ended = False
         self._exchange: Exchange = access.pool.submit(
             Peer(
@@ -109,7 +116,7 @@ class Attempt:
 
     async def receive(self) -> Answer:
         """The node's next answer. Raises `NodeFailed` if none will come. Cancelling it loses nothing."""
-        pause = max(SILENCE_S, SILENT_GAPS * self._gap)
+        pause = max(GAP_SILENCE_S if self.spoke else SILENCE_S, SILENT_GAPS * self._gap)
         while True:
             with trio.move_on_after(pause):
                 answer = await self._exchange.receive()
@@ -155,33 +162,30 @@ class Attempt:
                 peers.first_token(node_id, now - self.asked_at, self._prompt_tokens, now)
             self.heard_at = now
         elif isinstance(answer, Accepted):
-            self.heard_at = now
+            self.heard_at = self.accepted_at = now
             self.cached_tokens = answer.cached_tokens
             self.tool_format = answer.tool_format
 
     async def _check(self) -> None:
         """Raises `NodeFailed` if a silent node is dead, or hangs."""
-        service = self.candidate.service
+        service, access = self.candidate.service, self._access
         contact = Contact(service.public_key, self.candidate.address)
-        timeout = max(PING_S, PING_ROUND_TRIPS * self.candidate.rtt)
-        for _ in range(PINGS):
-            self._access.probes.spend(1)
-            try:
-                pong = (await self._access.dht.ping(contact, model=service.model, timeout=timeout)).pong
-            except RpcTimeout:
-                continue
-            for state in pong.models:
-                self._told(state)
-            silence = trio.current_time() - self.heard_at
-            if silence > self._patience() and not self._exchange.ready:
-                raise NodeFailed(self.label, "it hangs: alive, but no token comes")
+        sign = await access.watch.look(contact, service.model, self.candidate.rtt)
+        if sign.pong is not None and sign.at > self.candidate.at:
+            for state in sign.pong.models:
+                self._told(state, sign.at)
+        if self._exchange.ready:
             return
-        if not self._exchange.ready:
-            raise NodeFailed(self.label, "it fell silent")
+        if sign.pong is None and not access.peers.spoke_since(service.node_id, sign.asked_at):
+            reason = "it fell silent"
+            self._exchange.lose_node(reason)
+            raise NodeFailed(self.label, reason)
+        if trio.current_time() - self.heard_at > self._patience():
+            raise NodeFailed(self.label, "it hangs: alive, but no token comes")
 
-    def _told(self, state: ModelState) -> None:
-        """What the node says of itself now; if a step ended since it last did, its estimate is to be believed."""
-        now, before = trio.current_time(), self.candidate
+    def _told(self, state: ModelState, now: float) -> None:
+        """What the node says of itself at `now`; if a step ended since it last did, its estimate is to be believed."""
+        before = self.candidate
         self.candidate = attrs.evolve(before, state=state, at=now)
         if state.running + state.waiting < before.state.running + before.state.waiting:
             return  # Its estimate fell because somebody left; perhaps because the node hangs.

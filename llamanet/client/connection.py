@@ -128,6 +128,10 @@ class Exchange:
             self._connection.cancel(self._id)
             self.end("the request was cancelled")
 
+    def lose_node(self, reason: str) -> None:
+        """The node is dead: end this request, and all others on the same connection."""
+        self._connection.give_up(reason)
+
     def arrive(self, answer: NodeMessage) -> None:
         """Take an answer from the connection. Raises `BadMessage` for one that does not belong here."""
         if isinstance(answer, Embeddings) != self._embeds and not isinstance(answer, Failed):
@@ -213,14 +217,18 @@ class Connection:
         """Close at once."""
         self._scope.cancel()
 
+    def give_up(self, reason: str) -> None:
+        """End all requests for `reason`, and close at once."""
+        self._lose(reason)
+        self.close()
+
     def _put(self, data: bytes | str) -> None:
         if self.lost is not None:
             return
         try:
             self._outbox.send_nowait(data)
         except trio.WouldBlock:
-            self._lose("it reads nothing")
-            self.close()
+            self.give_up("it reads nothing")
 
     def _lose(self, reason: str) -> None:
         if self.lost is None:

@@ -192,6 +192,11 @@ class Stream:
         return tuple(self._hops)
 
     @property
+    def accepted_at(self) -> float | None:
+        """When the node that answers now took the request, on trio's clock; None if it did not yet, or none answers."""
+        return self._attempt.accepted_at if self._attempt else None
+
+    @property
     def tokens_per_second(self) -> float:
         """Tokens after the first one, by the time since it; 0.0 while there are none."""
         elapsed = self._last_at - self._first_at

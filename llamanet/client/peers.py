@@ -72,6 +72,7 @@ class _Peer:
     """Seconds between two answers of a stream."""
     rate: Average = attrs.field(factory=Average)
     """Tokens a second of one stream."""
+    spoke_at: float = -math.inf
     in_flight: int = 0
     failures: int = 0
     """In a row; a token makes it 0."""
@@ -108,6 +109,7 @@ class PeerMemory:
         for known in (peer, self._all):
             known.ttft.add(scaled)
         peer.ttfts.append(scaled)
+        peer.spoke_at = now
         peer.failures, peer.trial, peer.busy_until = 0, False, 0.0
 
     def tokens(self, node_id: NodeId, count: int, seconds: float, now: float) -> None:
@@ -117,6 +119,7 @@ class PeerMemory:
             known.gap.add(seconds)
         if seconds > 0:
             peer.rate.add(count / seconds)
+        peer.spoke_at = now
         peer.failures, peer.trial = 0, False
 
     def failed(self, node_id: NodeId, now: float) -> None:
@@ -180,6 +183,11 @@ class PeerMemory:
         """Our own requests at the node that are not over."""
         peer = self._peers.get(node_id)
         return peer.in_flight if peer else 0
+
+    def spoke_since(self, node_id: NodeId, since: float) -> bool:
+        """Whether the node gave a token, to any request, after `since`."""
+        peer = self._peers.get(node_id)
+        return peer is not None and peer.spoke_at > since
 
     def failures(self, node_id: NodeId) -> int:
         """How often the node failed since its last token."""
