@@ -2,7 +2,8 @@
 
 Rules:
 - Keys that many nodes share (`model:{name}` and its shards, `all_nodes`) get slow facts, every two minutes: load has no
-  place there.
+  place there. What has a new key is told again soon, and then ever more rarely, for a model may have far more nodes a
+  moment after we joined, and readers then look for us in shards that we did not know of.
 - A node's own keys (`node:{label}`, `node:{id}`) get its load: at the next heartbeat if it changed, else at every
   second one, before the last record expires. Some holders are told, without looking them up: a reader asks them all.
 - Of a model that many nodes serve we are in the root and in two shards (`dht/shards.py`); when the depth changes, what
@@ -41,6 +42,8 @@ from llamanet.wire.rpc import Contact
 log = logging.getLogger(__name__)
 
 SHARED_INTERVAL_S = 120.0
+SOON_S = 5.0
+"""After what has a new key, so at the next heartbeat; doubled each time up to `SHARED_INTERVAL_S` while none is new."""
 SHARED_LIFETIME_S = 300
 HEARTBEATS_A_LIFE = 3
 HEARTBEAT_HOLDERS = 3
@@ -142,17 +145,22 @@ class Announcer:
             await self._withdraw(list(self._held))
 
     async def _keep_announcing(self) -> None:
-        shared_due, hosts = -math.inf, self.hosts()
+        shared_due, hosts, pause = -math.inf, self.hosts(), SOON_S
         while True:
             now = trio.current_time()
-            anew = self._changed.is_set() or self.hosts() != hosts
+            anew = self._told is None or self._changed.is_set() or self.hosts() != hosts
             if anew or now >= shared_due:
                 self._changed, hosts = trio.Event(), self.hosts()
-                shared_due = now + self._jittered(SHARED_INTERVAL_S)
+                known = set(self._held)
                 await self._publish_all(hosts, anew=anew)
+                if not self._held.keys() <= known:
+                    pause = SOON_S
+                elif not anew:
+                    pause = min(2 * pause, SHARED_INTERVAL_S)
+                shared_due = now + self._jittered(pause)
                 if not self._changed.is_set():
                     self._settled.set()
-            else:
+            if not anew:
                 await self._tell_load(self._describe(hosts).node)
             with trio.move_on_after(self._jittered(self._heartbeat_interval)):
                 await self._changed.wait()
@@ -178,7 +186,7 @@ class Announcer:
         self._told_load = facts
 
     async def _publish_all(self, hosts: tuple[str, ...], *, anew: bool) -> None:
-        """Publish everything: `anew` at the nodes that are nearest now, else where it was, if that is not long ago."""
+        """Publish everything, `anew` at the nodes that are nearest now; else what is shared, where it was last."""
         announcement = self._describe(hosts)
         without_load = attrs.evolve(announcement.node, running=0, waiting=0, tokens_per_second=0.0)
         shared: dict[str, ServiceFacts | NodeFacts] = {
@@ -186,9 +194,11 @@ class Announcer:
             ALL_NODES: without_load,
         }
         own = self._own_records(announcement.node)
-        records = {name: (encode_facts(facts), SHARED_LIFETIME_S) for name, facts in shared.items()} | own
+        records = {name: (encode_facts(facts), SHARED_LIFETIME_S) for name, facts in shared.items()}
+        if anew:
+            records |= own
+            self._told_load = announcement.node
         refused = await self._publish(records, holders=None if anew else self._dht.config.replicas)
-        self._told_load = announcement.node
         names = shared.keys() | own.keys()
         now = trio.current_time()
         self._held = {name: held for name, held in self._held.items() if held.until > now}

@@ -307,6 +307,44 @@ async def test_of_a_model_with_many_nodes_each_is_in_two_shards_until_it_leaves(
         assert gone_id not in await publishers(name)
 
 
+async def test_who_came_before_a_crowd_is_in_its_shards_soon(autojump_clock, nursery, swarm, monkeypatch):
+    monkeypatch.setattr(shards_module, "SPLIT_ABOVE", 1)
+    dhts = [await swarm.join() for _ in range(4)]
+    await trio.sleep(10)
+    early, *crowd = [Member(dht, "10.0.0.1") for dht in dhts]
+    nursery.start_soon(early.announcer.serve)
+    await early.announcer.wait_settled()
+    for member in crowd:
+        nursery.start_soon(member.announcer.serve)
+    await trio.sleep(12)
+    first = early.dht.identity.node_id
+    for shard in (f"model:alpha/{first[0] >> 7:b}", f"model:alpha/{first[0] >> 6:02b}"):
+        assert first in {record.publisher for record in await dhts[1].get(key_of(shard))}
+
+
+async def test_what_is_not_new_is_told_ever_more_rarely(autojump_clock, nursery, swarm, monkeypatch):
+    dht = await swarm.join()
+    await swarm.join()
+    await trio.sleep(5)
+    told = []
+    renew = dht.renew
+
+    async def watched(key, value, **options):
+        if key == key_of("model:alpha"):
+            told.append(trio.current_time())
+        return await renew(key, value, **options)
+
+    monkeypatch.setattr(dht, "renew", watched)
+    nursery.start_soon(Member(dht, "10.0.0.1").announcer.serve)
+    start = trio.current_time()
+    await trio.sleep(1200)
+    assert told[0] - start < 12
+    assert 4 <= len([at for at in told if at - start < 200]) <= 6
+    settled = [at for at in told if at - start > 200]
+    assert all(107 <= later - earlier <= 144 for earlier, later in itertools.pairwise(settled))
+    assert len(settled) >= 7
+
+
 async def test_a_shard_that_is_left_expires_and_one_of_a_model_that_is_gone_is_withdrawn(
     autojump_clock, nursery, swarm, monkeypatch
 ):
