@@ -1,6 +1,7 @@
 # make demo    a swarm of three nodes on this machine, one of which dies in the middle of its answer
 # make test    every test, with real processes and a real model
 # make lint    style, types and layers
+# make docs    the site, into .cache/site; strictly, so that a broken link or reference is an error
 # make fuzz    ten million spoilt inputs into each decoder of what comes from the network; minutes to an hour
 # make bench   every benchmark; the tables go into docs/benchmarks.md
 #
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test lint fuzz bench
+.PHONY: demo test lint docs fuzz bench
 .NOTPARALLEL:
 
 demo: .venv/ready-run
@@ -23,6 +24,10 @@ lint: .venv/ready-lint
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
 	@.venv/bin/lint-imports
+
+docs: .venv/ready-docs
+	@$(RUN) tools/make_configuration.py
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 fuzz: .venv/ready-test
 	@$(RUN) tests/wire/fuzz_wire.py

@@ -1,4 +1,4 @@
-"""Make `.venv` and install LlamaNet into it: `python3 tools/make_venv.py EXTRA` (run, test, lint or bench).
+"""Make `.venv` and install LlamaNet into it: `python3 tools/make_venv.py EXTRA` (run, test, lint, docs or bench).
 
 The Makefile calls this when the stamp `.venv/ready-EXTRA` is missing or older than pyproject.toml. Rules:
 - Nothing but the standard library, in syntax that an old Python can read, so that an old Python is told what to do.
