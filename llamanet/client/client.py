@@ -251,6 +251,7 @@ class SwarmClient:
             self._wishes,
             n_ctx=min_context,
             capabilities=needed_capabilities(request),
+            generates=model is None,
             model=model,
             digest=digest,
             min_tps=self._wishes.min_tps if min_tps is None else min_tps,

@@ -12,6 +12,7 @@ import attrs
 
 from llamanet.client.directory import Service
 from llamanet.wire.identity import NodeId
+from llamanet.wire.inference import CAPABILITY_EMBEDDINGS
 from llamanet.wire.rpc import Address, ModelState
 
 ROUND_TRIPS_TO_ASK = 4
@@ -57,6 +58,8 @@ class Wishes:
     """Tokens a slot."""
     capabilities: tuple[str, ...] = ()
     """Of `ServiceFacts.capabilities`."""
+    generates: bool = False
+    """Whether its model must do more than embed; of one that was asked for by name its own answer tells."""
 
 
 @attrs.frozen(kw_only=True)
@@ -128,6 +131,9 @@ def objection_to_service(service: Service, wishes: Wishes) -> str | None:
         return f"its file is another one (SHA-256 {facts.digest.hex()[:12]}…)"
     if missing := [capability for capability in wishes.capabilities if capability not in facts.capabilities]:
         return f"it has no {', '.join(missing)}"
+    # What generates announces more than that; who announces nothing may do anything.
+    if wishes.generates and facts.capabilities == (CAPABILITY_EMBEDDINGS,):
+        return f"its {service.model} only embeds"
     if facts.n_ctx < wishes.n_ctx:
         return f"its context of {facts.n_ctx} tokens is too short"
     return None

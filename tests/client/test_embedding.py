@@ -139,3 +139,19 @@ async def test_a_full_node_is_busy_and_waited_for(autojump_clock, nursery, wait,
             calls.start_soon(embed)
     assert sorted(outcomes) == expected
     assert (client._access.lobby.waiting, client._access.lobby.under_way(None)) == (0, 0)
+
+
+async def test_who_asks_for_any_model_gets_none_that_only_embeds(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_node("embedder", model="bge", generates=False)
+    await cluster.start_node("writer")
+    await trio.sleep(4)
+    client = await cluster.start_client()
+    for number in range(8):
+        assert (await client.generate(f"prompt {number}", max_tokens=1)).model == "alpha"
+    cluster.kill("writer")
+    with pytest.raises(NoNodeServes, match="embedder: its bge only embeds"):
+        await client.generate("hello", max_tokens=1)
+    with pytest.raises(RequestRefused, match="embed"):
+        await client.generate("hello", model="bge", max_tokens=1)
+    assert (await client.embed(["hello"])).node_id == "embedder"
