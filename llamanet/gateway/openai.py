@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from llamanet.errors import LlamaNetError, NoNodeServes, NotJoined, RequestRefused, SwarmBusy
+from llamanet.errors import DeadlineExceeded, LlamaNetError, NoNodeServes, NotJoined, RequestRefused, SwarmBusy
 
 INVALID_REQUEST = "invalid_request_error"
 READER_LEFT = 499
@@ -55,6 +55,8 @@ def api_error(error: LlamaNetError) -> ApiError:
     if isinstance(error, NoNodeServes | NotJoined):
         code = "not_joined" if isinstance(error, NotJoined) else "no_node_serves"
         return ApiError(503, str(error), "service_unavailable_error", code, retry_after=UNAVAILABLE_RETRY_S)
+    if isinstance(error, DeadlineExceeded):
+        return ApiError(504, str(error), "timeout_error", "deadline_exceeded")
     return ApiError(500, str(error), "server_error", "internal_error")
 
 
