@@ -89,7 +89,7 @@ async def _produce(asking: Asking, form: Form, told: Mapping[str, Any], counts: 
         nonlocal begun
         if not begun:
             begun = True
-            # All at once: what gathers the choices, such as the helpers of OpenAI's client, wants to meet them in order.
+            # All at once: the helpers of OpenAI's client, for one, gather choices only if they meet them in order.
             for index in range(asking.question.choices):
                 await put(form.begin(index))
 

@@ -42,6 +42,26 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+class Health(BaseModel):
+    """The gateway lives."""
+
+    status: Literal["ok"]
+
+
+class Ready(BaseModel):
+    """Requests will be answered."""
+
+    status: Literal["ready"]
+    models: int = Field(description="How many are served.")
+
+
+class Unready(BaseModel):
+    """Requests would not be answered."""
+
+    status: Literal["unavailable"]
+    reason: str
+
+
 class PromptTokensDetails(BaseModel):
     """More about the prompt's tokens."""
 

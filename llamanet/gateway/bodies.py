@@ -76,18 +76,18 @@ class GenerationBody(Body):
         description='As OpenAI\'s: {"type": "text"}, "json_object" or "json_schema"; and {"type": "grammar", "grammar"'
         ": GBNF}.",
     )
-    top_k: int | None = Field(None, ge=0, le=1_000_000)
+    top_k: int | None = Field(None, ge=-1, le=1_000_000, description="0 or -1: off.")
     min_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, ge=0, le=1)
     repeat_penalty: float | None = Field(None, ge=0.01, le=10)
-    penalty_last_n: int | None = Field(None, ge=0, le=65_536)
-    repeat_last_n: int | None = Field(None, ge=0, le=65_536, description="llama.cpp's name for `penalty_last_n`.")
+    penalty_last_n: int | None = Field(None, ge=-1, le=65_536, description="-1: all tokens.")
+    repeat_last_n: int | None = Field(None, ge=-1, le=65_536, description="llama.cpp's name for `penalty_last_n`.")
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     ignore_eos: bool | None = None
     dry_multiplier: float | None = Field(None, ge=0, le=100)
     dry_base: float | None = Field(None, ge=1, le=100)
     dry_allowed_length: int | None = Field(None, ge=0, le=65_536)
-    dry_penalty_last_n: int | None = Field(None, ge=0, le=65_536)
+    dry_penalty_last_n: int | None = Field(None, ge=-1, le=65_536, description="-1: all tokens.")
     dry_sequence_breakers: (
         Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=MAX_BREAKERS)] | None
     ) = None

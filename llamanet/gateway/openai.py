@@ -69,6 +69,8 @@ def no_such_model(model: str, served: tuple[str, ...]) -> ApiError:
 
 def _refused(error: RequestRefused) -> ApiError:
     field = error.field.removeprefix("sampling.") if error.field else None
+    if field is not None and field.startswith("texts"):
+        field = "input" + field.removeprefix("texts")
     accepted = f" (accepted: {error.limit})" if error.limit and error.limit not in error.message else ""
     too_long = field in ("prompt", "messages") and "the context" in error.message
     code = "context_length_exceeded" if too_long else "invalid_value"

@@ -67,6 +67,7 @@ def document() -> dict[str, Any]:
             }
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
         paths[path] = {"post": operation}
+    paths |= _watched()
     return {
         "openapi": "3.1.0",
         "info": {
@@ -83,8 +84,23 @@ def document() -> dict[str, Any]:
     }
 
 
+def _watched() -> dict[str, Any]:
+    """What is not OpenAI's: for whoever looks after the gateway."""
+    health = _operation("Whether the gateway lives", answers.Health, ("403",))
+    ready = _operation("Whether it has joined, and a model is served", answers.Ready, ("403", "503"))
+    ready["responses"]["503"]["content"] = _json(answers.Unready)
+    metrics = _operation("What Prometheus asks for", answers.Health, ("401", "403"))
+    metrics["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    return {
+        "/health": {"get": {**health, "security": []}},
+        "/ready": {"get": {**ready, "security": []}},
+        "/metrics": {"get": metrics},
+    }
+
+
 def _answered() -> list[type[BaseModel]]:
     found: list[type[BaseModel]] = [answers.Error, answers.Model, answers.ModelList]
+    found += [answers.Health, answers.Ready, answers.Unready]
     for _, _, whole, chunk in _QUESTIONS.values():
         found += [model for model in (whole, chunk) if model is not None and model not in found]
     return found

@@ -40,6 +40,8 @@ SAMPLING = (
     "json_schema",
 )
 """Fields that go to the swarm as they are."""
+BOUNDLESS = {"top_k": 0, "penalty_last_n": 65_536, "dry_penalty_last_n": None}
+"""What -1, which llama.cpp and vLLM take for "no bound", is to the swarm."""
 
 
 @attrs.frozen(kw_only=True)
@@ -149,6 +151,7 @@ def _sampling(body: GenerationBody) -> dict[str, Any]:
     options = {name: value for name in SAMPLING if (value := getattr(body, name)) is not None}
     if body.repeat_last_n is not None:
         options["penalty_last_n"] = body.repeat_last_n
+    options |= {name: value for name, value in BOUNDLESS.items() if options.get(name) == -1}
     if body.max_tokens is not None:
         options["max_tokens"] = _limit(body.max_tokens, "max_tokens")
     return options

@@ -9,6 +9,7 @@ from asgi import app_for, ask
 from reader import chat, complete, post
 
 from llamanet.gateway.events import RequestAnswered, RequestEnded, RequestStarted
+from llamanet.gateway.options import BOUNDLESS
 from llamanet.testing.backend import scripted_logprobs, scripted_text, scripted_tokens, scripted_vector
 from llamanet.testing.cluster import Cluster
 
@@ -101,6 +102,20 @@ async def test_limits_by_all_their_names(autojump_clock, app):
     assert both.json()["usage"]["completion_tokens"] == 3
     # With the end token, as nodes count it.
     assert (await chat(app, max_tokens=-1, **GREEDY)).json()["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_no_bound_is_minus_one_too(autojump_clock, cluster):
+    app, gateway = app_for(await cluster.start_client())
+    asked, stream = [], gateway.swarm.stream
+
+    def noted(**options):
+        asked.append(options)
+        return stream(**options)
+
+    gateway.swarm.stream = noted
+    got = await chat(app, max_tokens=2, top_k=-1, repeat_last_n=-1, dry_penalty_last_n=-1)
+    assert got.status == 200
+    assert {name: asked[0][name] for name in BOUNDLESS} == BOUNDLESS
 
 
 async def test_a_seed_draws_the_same_answer(autojump_clock, app):
@@ -269,6 +284,7 @@ async def test_unknown_fields_are_ignored_and_logged(autojump_clock, app, caplog
         ({"grammar": "no rule"}, 400, "grammar", "rule root"),
         ({"modalities": ["text", "audio"]}, 422, "modalities", "text"),
         ({"functions": [{"name": "weather"}]}, 422, "functions", "tools"),
+        ({"top_k": -2}, 400, "top_k", "greater"),
         ({"function_call": {"name": "weather"}}, 422, "function_call", "tool_choice"),
         ({"continue_final_message": True}, 400, "continue_final_message", "after a turn of the assistant"),
         (
@@ -303,6 +319,7 @@ async def test_wrong_chats(autojump_clock, app, fields, status, param, words, st
         ("/v1/completions", {"prompt": "a", "stream_options": {"include_usage": True}}, 400, "stream_options"),
         ("/v1/embeddings", {"input": [1, 2]}, 422, "input"),
         ("/v1/embeddings", {"input": "a", "dimensions": 2}, 400, "dimensions"),
+        ("/v1/embeddings", {"input": ["a", "word " * 3_000]}, 400, "input[1]"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, 400, "encoding_format"),
     ],
 )
