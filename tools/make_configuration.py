@@ -76,10 +76,10 @@ def sections(command: click.Command, context: click.Context, *, level: int) -> I
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     shown = [option for option in options if option.name not in ("config", "help")]
     if shown:
-        yield "| flag | variable | default | |\n|---|---|---|---|"
+        yield '<div class="options" markdown>\n\n| flag | variable | default | |\n|---|---|---|---|'
         for option in shown:
             yield row(option, context)
-        yield ""
+        yield "\n</div>\n"
     if isinstance(command, click.Group):
         for inner in subcommands(command, context):
             yield from sections(inner.command, inner, level=level + 1)
@@ -88,9 +88,13 @@ def sections(command: click.Command, context: click.Context, *, level: int) -> I
 def row(option: click.Option, context: click.Context) -> str:
     """An option's line of the table."""
     flags = ", ".join(f"`{flag}`" for flag in option.opts)
-    takes = "" if option.is_flag else f" {escaped(option.make_metavar(context))}"
+    choices = option.type.choices if isinstance(option.type, click.Choice) else ()
+    takes = "" if option.is_flag or choices else f" {escaped(option.make_metavar(context))}"
+    told = [option.help or "", f"One of {', '.join(map(str, choices))}." if choices else ""]
     variable = option.envvar or f"{context.auto_envvar_prefix}_{str(option.name).upper()}"
-    return f"| {flags}{takes} | `{variable}` | {default_of(option, context)} | {escaped(option.help or '')} |"
+    return (
+        f"| {flags}{takes} | `{variable}` | {default_of(option, context)} | {escaped(' '.join(filter(None, told)))} |"
+    )
 
 
 def default_of(option: click.Option, context: click.Context) -> str:
