@@ -38,7 +38,7 @@ class Firewall:
 
 
 @pytest.fixture
-async def swarm(autojump_clock, nursery):
+async def swarm(nursery):
     swarm = Swarm(nursery)
     await swarm.start(0)
     await swarm.start(1, bootstrap=[Address("10.1.0.0", 8001)])
@@ -47,7 +47,7 @@ async def swarm(autojump_clock, nursery):
     nursery.cancel_scope.cancel()
 
 
-async def test_a_node_that_strangers_reach_answers(swarm):
+async def test_a_node_that_strangers_reach_answers(autojump_clock, swarm):
     helper, node = swarm.addresses
     dialed = await node.dial_back(node.contacts()[0], udp_port=8001)
     assert dialed.answered_by == node.identity.public_key
@@ -56,7 +56,7 @@ async def test_a_node_that_strangers_reach_answers(swarm):
     assert helper.contacts() == (node.contacts()[0].__class__(node.identity.public_key, swarm.addresses[node]),)
 
 
-async def test_a_firewall_that_lets_answers_in_is_noticed(swarm, nursery):
+async def test_a_firewall_that_lets_answers_in_is_noticed(autojump_clock, swarm, nursery):
     helper, _ = swarm.addresses
     transport = Firewall(swarm.network.transport("10.9.9.9", 8001))
     config = DhtConfig(bootstrap=("10.1.0.0:8001",), seed=2)
@@ -73,7 +73,7 @@ async def test_a_firewall_that_lets_answers_in_is_noticed(swarm, nursery):
     assert (await node.ping(contact)).rtt < 1
 
 
-async def test_it_costs_the_asker_more_than_it_brings_to_its_host(swarm):
+async def test_it_costs_the_asker_more_than_it_brings_to_its_host(autojump_clock, swarm):
     helper, _ = swarm.addresses
     attacker = Attacker(swarm)
     token = await token_of(swarm, attacker, helper)
@@ -101,7 +101,7 @@ async def token_of(swarm, attacker, helper):
 
 
 @pytest.mark.parametrize(("pad_to", "source"), [(0, None), (FIND_PAYLOAD_BYTES, Address("10.3.3.3", 666))])
-async def test_nobody_is_dialled_for_a_small_request_or_a_forged_source(swarm, pad_to, source):
+async def test_nobody_is_dialled_for_a_small_request_or_a_forged_source(autojump_clock, swarm, pad_to, source):
     helper, _ = swarm.addresses
     attacker = Attacker(swarm)
     victim = swarm.network.transport("10.3.3.3", 666)
@@ -115,7 +115,7 @@ async def test_nobody_is_dialled_for_a_small_request_or_a_forged_source(swarm, p
     assert len(arrived) == (source is not None)  # the refusal, of a third of the request
 
 
-async def test_few_are_dialled(swarm):
+async def test_few_are_dialled(autojump_clock, swarm):
     _, node = swarm.addresses
     for _ in range(int(SOURCE_DIAL_BURST)):
         await node.dial_back(node.contacts()[0], udp_port=8001)
@@ -125,7 +125,7 @@ async def test_few_are_dialled(swarm):
     await node.dial_back(node.contacts()[0], udp_port=8001)
 
 
-async def test_few_are_dialled_for_all_together(swarm):
+async def test_few_are_dialled_for_all_together(autojump_clock, swarm):
     helper, _ = swarm.addresses
     refused = []
 
@@ -145,7 +145,7 @@ async def test_few_are_dialled_for_all_together(swarm):
     assert set(refused) == {"busy"}
 
 
-async def test_a_helper_that_stops_leaves_no_socket_behind(swarm):
+async def test_a_helper_that_stops_leaves_no_socket_behind(autojump_clock, swarm):
     helper, node = swarm.addresses
     async with trio.open_nursery() as asking:
         asking.start_soon(ask_in_vain, node, node.contacts()[0])
