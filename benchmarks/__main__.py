@@ -25,7 +25,8 @@ def main() -> None:
         print(f"\n{path.name}", file=sys.stderr)
         result = subprocess.run([sys.executable, path, *sys.argv[1:]], stdout=subprocess.PIPE, text=True, check=True)
         print(result.stdout, end="", flush=True)
-        parts.append(f"## {path.stem}\n\n{ast.get_docstring(ast.parse(source))}\n\n{result.stdout}")
+        command = f"```console\n$ .venv/bin/python benchmarks/{path.name}\n```"
+        parts.append(f"## {path.stem}\n\n{ast.get_docstring(ast.parse(source))}\n\n{command}\n\n{result.stdout}")
     (ROOT / "docs" / "benchmarks.md").write_text("\n".join(parts))
 
 
