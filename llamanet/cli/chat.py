@@ -165,11 +165,11 @@ class _Chat:
                     texts.append(chunk.text)
                     write(harmless(chunk.text) if sys.stdout.isatty() else chunk.text)
                 self._last_node = stream.node_id
-            _say(closing_line(stream.reply()), "bright_black")
         finally:
             if texts:
                 write("\n")
             conversation.answer("".join(texts))
+        _say(closing_line(stream.reply()), "bright_black")
 
 
 def _check_served(client: "Client", model: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from llamanet.cli.listing import print_table
-from llamanet.cli.options import setting
+from llamanet.cli.options import ModelSource, setting
 from llamanet.errors import LlamaNetError, UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,7 +64,7 @@ def status(as_json: bool, **node: Any) -> None:
 
 
 @command.command("load")
-@click.argument("model")
+@click.argument("model", type=ModelSource())
 @which_node
 def load(model: str, as_json: bool, **node: Any) -> None:
     """Serve MODEL too: a file, hf:owner/repo[:file-or-quant], or the name of a pulled one. Ctrl-C gives it up."""

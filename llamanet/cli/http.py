@@ -7,18 +7,12 @@ from typing import Any, TypeVar
 
 import click
 
-from llamanet.cli.options import setting
+from llamanet.cli.options import Listed, setting
 from llamanet.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 PACKAGES = ("hypercorn", "starlette", "pydantic", "prometheus_client")
 PORT = 8080
-
-
-class _Listed(click.types.StringParamType):
-    """A text of which a variable holds several, separated by commas."""
-
-    envvar_list_splitter = ","
 
 
 _file: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "FILE"}
@@ -31,7 +25,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "no_auth": {"is_flag": True, "help": "Let everybody ask who reaches the port."},
     "cors_origin": {
         "multiple": True,
-        "type": _Listed(),
+        "type": Listed(),
         "metavar": "ORIGIN",
         "help": "An origin whose pages may ask, such as https://chat.example.org; give it again for more.",
     },

@@ -1,6 +1,7 @@
 """`llamanet invite`: one line with all that another machine needs to join the swarm."""
 
 import ipaddress
+import json
 import sys
 from typing import Any
 
@@ -13,8 +14,9 @@ from llamanet.cli.options import log_settings, swarm_settings, with_local_node
 @click.command("invite")
 @swarm_settings
 @click.option("--qr", is_flag=True, help="Show the line as a QR code too, on standard error.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object: the line, and what it holds but for the key.")
 @log_settings("error")
-def command(qr: bool, log_level: str, log_format: str, **membership: Any) -> None:
+def command(qr: bool, as_json: bool, log_level: str, log_format: str, **membership: Any) -> None:
     """Print an invitation to the swarm, which `--join` takes wherever `--bootstrap-nodes` is taken.
 
     It names some of the nodes that are alive, by their addresses and keys, and the swarm. Without options it asks the
@@ -25,6 +27,7 @@ def command(qr: bool, log_level: str, log_format: str, **membership: Any) -> Non
     from llamanet.cli.signals import run_until_signalled
     from llamanet.swarm import Swarm
     from llamanet.wire.invite import Invite, encode_invite
+    from llamanet.wire.rpc import Address
 
     found: list[Invite] = []
 
@@ -35,7 +38,13 @@ def command(qr: bool, log_level: str, log_format: str, **membership: Any) -> Non
     run_until_signalled(fetch)
     invite = found[0]
     line = encode_invite(invite)
-    click.echo(line)
+    told = {
+        "invite": line,
+        "swarm_name": invite.swarm_name,
+        "secret": invite.swarm_key is not None,
+        "bootstrap_nodes": [f"{peer.public_key.hex()}@{Address(peer.host, peer.port)}" for peer in invite.peers],
+    }
+    click.echo(json.dumps(told, indent=2, ensure_ascii=False) if as_json else line)
     if qr:
         import qrcode
 

@@ -1,5 +1,6 @@
 """`llamanet keys`: make and show keys. What is secret is written to files of mode 0600, or shown once."""
 
+import json
 import os
 import secrets
 from pathlib import Path
@@ -9,6 +10,7 @@ import click
 from llamanet.cli.options import setting
 from llamanet.errors import UserError
 
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print an object.")
 SWARM_KEY_BYTES = 32
 API_KEY_BYTES = 24
 
@@ -23,7 +25,8 @@ def command() -> None:
     "data_dir", type=click.Path(path_type=Path), metavar="DIR", help="Where nodes of this machine keep their keys."
 )
 @setting("dht_port", type=click.IntRange(1, 65_535), default=8001, show_default=True, help="The node's UDP port.")
-def show_identity(data_dir: Path | None, dht_port: int) -> None:
+@as_json_option
+def show_identity(data_dir: Path | None, dht_port: int, as_json: bool) -> None:
     """Show who the node on a DHT port is; it gets its key now if it has none.
 
     The public key is what `--bootstrap-nodes KEY@HOST:PORT` takes.
@@ -35,10 +38,16 @@ def show_identity(data_dir: Path | None, dht_port: int) -> None:
 
     file = (data_dir or platformdirs.user_data_path("llamanet")) / f"node-{dht_port}.key"
     identity = load_or_create_identity(file)
-    click.echo(f"name        {short_name(identity.node_id)}")
-    click.echo(f"id          {identity.node_id.hex()}")
-    click.echo(f"public key  {identity.public_key.hex()}")
-    click.echo(f"file        {file}")
+    told = {
+        "name": short_name(identity.node_id),
+        "id": identity.node_id.hex(),
+        "public_key": identity.public_key.hex(),
+        "file": str(file),
+    }
+    if as_json:
+        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+    else:
+        click.echo("\n".join(f"{name.replace('_', ' '):10}  {value}" for name, value in told.items()))
 
 
 @command.command("swarm")
@@ -55,7 +64,8 @@ def make_swarm_key(file: Path) -> None:
 @click.option("--rpm", type=click.IntRange(1), metavar="N", help="Requests a minute, at most.")
 @click.option("--tpm", type=click.IntRange(1), metavar="N", help="Tokens a minute, at most.")
 @click.option("--concurrent", type=click.IntRange(1), metavar="N", help="Requests at a time, at most.")
-def make_api_key(label: str, file: Path | None, **limits: int | None) -> None:
+@as_json_option
+def make_api_key(label: str, file: Path | None, as_json: bool, **limits: int | None) -> None:
     """Make an API key for LABEL, and show it: once, for the file keeps its SHA-256 only.
 
     Without --file the line for the file goes to standard error.
@@ -71,7 +81,7 @@ def make_api_key(label: str, file: Path | None, **limits: int | None) -> None:
         click.echo(line, err=True)
     else:
         _add_line(file, line, label)
-    click.echo(key)
+    click.echo(json.dumps({"label": label, "key": key, "line": line}, indent=2) if as_json else key)
 
 
 def _write_new(file: Path, text: str) -> None:

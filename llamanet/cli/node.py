@@ -9,17 +9,11 @@ import click
 
 from llamanet.cli.http import HTTP_SETTINGS, http_settings, need_packages
 from llamanet.cli.logs import set_up_logging
-from llamanet.cli.options import log_settings, setting, swarm_settings
+from llamanet.cli.options import Listed, ModelSource, log_settings, setting, swarm_settings
 from llamanet.node.config import CACHE_TYPES, FLASH_ATTENTION, SPLIT_MODES, NodeConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 defaults = {field.name: field.default for field in attrs.fields(NodeConfig)}
-
-
-class ModelSource(click.types.StringParamType):
-    """A text of which a variable holds several, separated by commas."""
-
-    envvar_list_splitter = ","
 
 
 def number(name: str, kind: type, help: str, *, default: str | None = None) -> Callable[[F], F]:
@@ -53,7 +47,7 @@ def choice(name: str, allowed: Sequence[str], help: str) -> Callable[[F], F]:
 )
 @setting("upstream_api_key", metavar="KEY", help="The API key that this server wants.")
 @setting(
-    "upstream_model", type=ModelSource(), multiple=True, metavar="NAME", show_default="all", help="Its models to offer."
+    "upstream_model", type=Listed(), multiple=True, metavar="NAME", show_default="all", help="Its models to offer."
 )
 @setting("host", default=defaults["host"], show_default=True, help="The address that both ports are opened on.")
 @number("port", int, "Inference (TCP); 0: any free port.")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from llamanet.cli.logs import FORMATS, LEVELS
 from llamanet.errors import UserError
@@ -15,6 +16,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 def setting(name: str, **attributes: Any) -> Callable[[F], F]:
     """The option `--a-b`, also read from `A_B`, for the parameter `a_b`. `attributes` are click's."""
     return click.option(f"--{name.replace('_', '-')}", name, envvar=name.upper(), show_envvar=True, **attributes)
+
+
+class Listed(click.types.StringParamType):
+    """A text of which a variable holds several, separated by commas."""
+
+    envvar_list_splitter = ","
+
+
+class ModelSource(Listed):
+    """What a user calls a model: a path, which shells complete, or a name."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """What tells the shell to look for files."""
+        return [CompletionItem(incomplete, type="file")]
 
 
 LOCAL_NODE = ("127.0.0.1:8001",)

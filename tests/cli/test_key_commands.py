@@ -1,7 +1,10 @@
 """Keys made on the command line are those that nodes and gateways take, and nobody else may read their files."""
 
 import hashlib
+import json
 import stat
+
+import pytest
 
 from llamanet.dht.keyfile import load_or_create_identity, load_swarm_key
 
@@ -14,6 +17,8 @@ def test_an_identity_is_made_once_and_shown(run, tmp_path):
     assert identity.node_id.hex() in first.stdout
     assert identity.public_key.hex() in first.stdout
     assert identity.seed.hex() not in first.stdout
+    told = json.loads(run("keys", "identity", "--data-dir", tmp_path, "--dht-port", 9001, "--json").stdout)
+    assert (told["id"], told["public_key"]) == (identity.node_id.hex(), identity.public_key.hex())
 
 
 def test_a_swarm_key_is_made_for_its_owner_alone_and_never_replaced(run, tmp_path):
@@ -38,6 +43,11 @@ def test_an_api_key_is_shown_once_and_its_hash_is_kept(run, tmp_path):
     assert len(file.read_text().splitlines()) == 2
 
 
+def test_an_api_key_for_programs(run):
+    told = json.loads(run("keys", "api", "alice", "--rpm", 60, "--json").stdout)
+    assert told["line"] == f"alice sha256:{hashlib.sha256(told['key'].encode()).hexdigest()} rpm=60"
+
+
 def test_a_label_that_a_file_could_not_hold_is_refused(run):
     result = run("keys", "api", "a b")
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
@@ -48,3 +58,10 @@ def test_each_shell_has_a_completion(run):
         assert "_LLAMANET_COMPLETE" in run("completion", shell).stdout
     completed = run(_LLAMANET_COMPLETE="bash_complete", COMP_WORDS="llamanet no", COMP_CWORD="1")
     assert completed.stdout.split() == ["plain,node", "plain,nodes"]
+
+
+@pytest.mark.parametrize("words", ["llamanet node --model ./m", "llamanet control load ./m"])
+def test_the_shell_completes_a_models_path(run, words):
+    last = str(len(words.split()) - 1)
+    completed = run(_LLAMANET_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=last)
+    assert completed.stdout.split() == ["file,./m"]
