@@ -69,8 +69,8 @@ class UpstreamModel:
     """Stands for the model's file, which we do not see: nodes whose servers call their models the same are taken to
     have the same."""
     n_ctx: int
-    continues: bool = False
-    """The server is told in vLLM's way to go on with an answer."""
+    owner: str = ""
+    """Whom it belongs to, as the server tells; by that the server is known."""
 
 
 class UpstreamEngine:
@@ -148,7 +148,7 @@ class UpstreamEngine:
         request = attrs.evolve(relay.request, model=self._model.id)
         with self._leaving(), relay.scope:
             try:
-                call = generate_call(request, continues=self._model.continues)
+                call = generate_call(request, owner=self._model.owner)
             except RequestRefused as error:
                 relay._end(
                     Failed(id=request.id, code="bad_request", message=str(error), field=error.field, limit=error.limit)

@@ -32,6 +32,8 @@ from llamanet.wire.inference import (
 from llamanet.wire.tools import FORMATS
 
 CALL_FORMAT = "hermes"
+VLLM, LLAMA_SERVER, LLAMANET, LLAMA_CPP_PYTHON = "vllm", "llamacpp", "llamanet", "me"
+"""Whom models belong to, as these servers tell in their lists (`owned_by`)."""
 _PLAIN = ("presence_penalty", "frequency_penalty", "min_tokens", "ignore_eos")
 _LLAMA_CPP = (
     "top_k",
@@ -59,8 +61,8 @@ class Call:
     body: dict[str, Any]
 
 
-def generate_call(request: Generate, *, continues: bool) -> Call:
-    """The streaming request for `request`; `continues` for servers that are told in vLLM's way to go on with a turn.
+def generate_call(request: Generate, *, owner: str) -> Call:
+    """The streaming request for `request`; `owner` is whom the server's models belong to, as it tells (`VLLM`, ...).
 
     Raises `RequestRefused` for what no such server can be asked.
     """
@@ -88,8 +90,7 @@ def generate_call(request: Generate, *, continues: bool) -> Call:
             "this model is on a server that takes no GBNF grammar", "sampling.grammar", "a JSON schema, or another node"
         )
     if sampling.json_schema is not None:
-        schema = {"name": "answer", "strict": True, "schema": json.loads(sampling.json_schema)}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        body |= _form(json.loads(sampling.json_schema), owner, chat=request.prompt is None)
     if request.resume and request.resume_text is None:
         raise RequestRefused("this model is on a server that goes on from a text only", "resume_text")
     said = request.resume_text or ""
@@ -106,8 +107,10 @@ def generate_call(request: Generate, *, continues: bool) -> Call:
     if said:
         if request.tools:
             raise RequestRefused("this model is on a server that cannot go on with an answer that has tools", "tools")
+        if owner == LLAMA_CPP_PYTHON:
+            raise RequestRefused("this model is on a server that cannot go on with an answer", "messages", "a prompt")
         messages.append({"role": "assistant", "content": said})
-        if continues:
+        if owner == VLLM:
             body |= {"continue_final_message": True, "add_generation_prompt": False}
     if request.tools:
         body["tools"] = [
@@ -127,6 +130,19 @@ def generate_call(request: Generate, *, continues: bool) -> Call:
         if request.parallel_tool_calls is not None:
             body["parallel_tool_calls"] = request.parallel_tool_calls
     return Call("/chat/completions", body | {"messages": messages})
+
+
+def _form(schema: Any, owner: str, *, chat: bool) -> dict[str, Any]:
+    """What makes the server answer by a JSON schema."""
+    if chat or owner in (VLLM, LLAMANET):
+        named = {"name": "answer", "strict": True, "schema": schema}
+        return {"response_format": {"type": "json_schema", "json_schema": named}}
+    if owner == LLAMA_SERVER:
+        return {"json_schema": schema}
+    # OpenAI's API knows no forms here, and servers leave out what they do not know.
+    raise RequestRefused(
+        "this model is on a server that takes no form for a prompt", "sampling.json_schema", "messages"
+    )
 
 
 def embed_call(request: Embed) -> Call:
@@ -257,7 +273,7 @@ class ChunkReader:
 
 def refusal_of(request: Generate | Embed, status: int, body: bytes, retry_after: str | None) -> Failed:
     """What the server's error means: `busy` and errors of its own let clients ask elsewhere, mistakes do not."""
-    message = _error_message(body) or f"the server behind this node answered with status {status}"
+    message = " ".join(_error_message(body).split()) or f"the server behind this node answered with status {status}"
     message = message[:MAX_MESSAGE_CHARS].encode(errors="backslashreplace").decode()
     if status in (429, 503):
         try:

@@ -30,7 +30,6 @@ CONNECT_S = 5.0
 SILENCE_S = 600.0
 """Between two pieces of an answer: a first token may need a model to be loaded, and a long prompt to be read."""
 MAX_MODELS = 16
-VLLM = "vllm"
 
 
 @attrs.frozen(kw_only=True)
@@ -156,7 +155,7 @@ def _read_models(body: Any, settings: UpstreamSettings) -> Iterable[UpstreamMode
             name=name,
             digest=hashlib.sha256(b"upstream:" + name.encode()).digest(),
             n_ctx=_context(entry) or settings.n_ctx,
-            continues=entry.get("owned_by") == VLLM,
+            owner=str(entry.get("owned_by")),
         )
 
 

@@ -8,7 +8,18 @@ import pytest
 from llamanet.client.client import make_request
 from llamanet.client.tool_calls import CallReader
 from llamanet.errors import RequestRefused
-from llamanet.node.upstream_api import CALL_FORMAT, ChunkReader, Piece, embed_call, generate_call, refusal_of
+from llamanet.node.upstream_api import (
+    CALL_FORMAT,
+    LLAMA_CPP_PYTHON,
+    LLAMA_SERVER,
+    LLAMANET,
+    VLLM,
+    ChunkReader,
+    Piece,
+    embed_call,
+    generate_call,
+    refusal_of,
+)
 from llamanet.wire.inference import Embed, Generate
 from llamanet.wire.tools import FORMATS
 
@@ -38,7 +49,7 @@ def delta(**delta):
 
 
 def test_a_plain_request_says_nothing_that_openais_api_does_not_know():
-    call = generate_call(request(messages=[{"role": "user", "content": "hi"}], max_tokens=5, seed=7), continues=False)
+    call = generate_call(request(messages=[{"role": "user", "content": "hi"}], max_tokens=5, seed=7), owner="")
     assert call.path == "/chat/completions"
     assert call.body == {
         "model": "m",
@@ -56,7 +67,7 @@ def test_what_was_set_is_passed_on():
     made = request(
         "Once", top_k=5, min_p=0.1, repeat_penalty=1.1, stop=["x"], logit_bias={3: -1.0}, logprobs=2, presence_penalty=1
     )
-    body = generate_call(made, continues=False).body
+    body = generate_call(made, owner="").body
     assert (body["prompt"], body["top_k"], body["min_p"], body["repeat_penalty"]) == ("Once", 5, 0.1, 1.1)
     assert (body["stop"], body["logit_bias"], body["logprobs"], body["presence_penalty"]) == (["x"], {"3": -1.0}, 2, 1)
 
@@ -68,7 +79,7 @@ def test_a_schema_and_tools_are_passed_on():
         tools=[WEATHER],
         tool_choice="required",
     )
-    body = generate_call(made, continues=False).body
+    body = generate_call(made, owner="").body
     assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
     assert body["tools"] == [WEATHER]
     assert body["tool_choice"] == "required"
@@ -76,34 +87,34 @@ def test_a_schema_and_tools_are_passed_on():
 
 def test_a_grammar_is_refused():
     with pytest.raises(RequestRefused, match="GBNF"):
-        generate_call(request("a", grammar='root ::= "x"'), continues=False)
+        generate_call(request("a", grammar='root ::= "x"'), owner="")
 
 
-@pytest.mark.parametrize("continues", [False, True])
-def test_a_stream_goes_on_from_its_text(continues):
+@pytest.mark.parametrize("owner", ["", VLLM])
+def test_a_stream_goes_on_from_its_text(owner):
     chat = generate_call(
         request(messages=[{"role": "user", "content": "hi"}], resume=(0, 1), resume_text="Well,", max_tokens=10),
-        continues=continues,
+        owner=owner,
     )
     assert chat.body["messages"][-1] == {"role": "assistant", "content": "Well,"}
     assert chat.body["max_tokens"] == 8
-    assert chat.body.get("continue_final_message", False) is continues
-    plain = generate_call(request("Once", resume=(0,), resume_text=" upon"), continues=continues)
+    assert chat.body.get("continue_final_message", False) is (owner == VLLM)
+    plain = generate_call(request("Once", resume=(0,), resume_text=" upon"), owner=owner)
     assert plain.body["prompt"] == "Once upon"
 
 
 def test_a_turn_that_has_begun_goes_on():
     begun = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well,"}]
     asked = request(messages=begun, continue_final_message=True)
-    assert generate_call(asked, continues=False).body["messages"] == begun
-    assert generate_call(asked, continues=True).body["continue_final_message"] is True
+    assert generate_call(asked, owner="").body["messages"] == begun
+    assert generate_call(asked, owner=VLLM).body["continue_final_message"] is True
     resumed = attrs.evolve(asked, resume=(0,), resume_text=" so")
-    assert generate_call(resumed, continues=False).body["messages"][-1]["content"] == "Well, so"
+    assert generate_call(resumed, owner="").body["messages"][-1]["content"] == "Well, so"
 
 
 def test_ids_without_their_text_are_refused():
     with pytest.raises(RequestRefused, match="from a text"):
-        generate_call(request("Once", resume=(5, 6)), continues=False)
+        generate_call(request("Once", resume=(5, 6)), owner="")
 
 
 def test_texts_to_embed():
@@ -193,3 +204,24 @@ def test_what_its_errors_mean(status, body, retry, code):
     assert failed.message
     if code == "busy":
         assert failed.retry_after == float(retry or 1)
+
+
+def test_a_form_is_asked_for_as_the_server_takes_it_or_refused():
+    schema = {"type": "integer"}
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    prompt = request("A number:", json_schema=schema)
+    chat = request(messages=[{"role": "user", "content": "A number."}], json_schema=schema)
+    for owner in (VLLM, LLAMANET):
+        assert generate_call(prompt, owner=owner).body["response_format"] == form
+    body = generate_call(prompt, owner=LLAMA_SERVER).body
+    assert (body["json_schema"], "response_format" in body) == (schema, False)
+    for owner in ("", "library", LLAMA_CPP_PYTHON):
+        assert generate_call(chat, owner=owner).body["response_format"] == form
+        with pytest.raises(RequestRefused, match="no form"):
+            generate_call(prompt, owner=owner)
+
+
+def test_a_server_that_answers_instead_of_going_on_is_not_asked_to():
+    asked = request(messages=[{"role": "user", "content": "hi"}], resume=(0,), resume_text="We")
+    with pytest.raises(RequestRefused, match="cannot go on"):
+        generate_call(asked, owner=LLAMA_CPP_PYTHON)

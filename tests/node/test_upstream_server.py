@@ -162,6 +162,7 @@ async def test_a_line_without_end_is_given_up(engine, server):
         (status("400 Bad Request", b'{"detail": "no"}'), "bad_request", "400"),
         (status("400 Bad Request", b"[" * 10_000), "bad_request", "400"),
         (status("401 Unauthorized"), "internal", "401"),
+        (status("500 Error", b'{"error": {"message": "two\\n  lines"}}'), "internal", "two lines"),
         (status("500 Internal Server Error", b'{"error": {"message": "\\ud83d"}}'), "internal", ""),
         (status("307 Temporary Redirect", b"", "location: http://127.0.0.1:1/"), "internal", "307"),
         (says(head=b"nonsense\r\n\r\n"), "internal", "cannot be used"),
