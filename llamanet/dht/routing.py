@@ -16,6 +16,8 @@ Rules:
   tell of, in a small swarm or while most of our table is new, contacts on trial are told as well.
 - At most 2 contacts of a subnet a bucket and 10 a table, so that one owner of a subnet cannot surround anybody.
 - One address, one contact: a node that came back with a new key takes its old place.
+- Who answers from another address than the one we know is looked for at the old one first, and has moved if it is gone
+  from there: else whoever passes on what it is sent, both ways, could take the place of any node.
 - Contacts that lately failed are not told to others, and leave after `MAX_FAILURES` in a row.
 """
 
@@ -59,6 +61,8 @@ class Entry:
     checked: float
     failures: int = 0
     proven: bool = False
+    elsewhere: Contact | None = None
+    """Another address from which it has answered since it last did from its own."""
 
 
 @attrs.define(eq=False)
@@ -167,12 +171,15 @@ class RoutingTable:
         entry = self._by_id.get(contact.node_id)
         if entry is not None:
             if entry.contact.address == contact.address:
-                entry.seen, entry.failures = now, 0
+                entry.seen, entry.failures, entry.elsewhere = now, 0, None
                 if not entry.proven and now - entry.since >= TRIAL_S:
                     entry.proven = True
                     self._proven += 1
                 return _KNOWN
-            if not self._has_moved(entry, contact):
+            if _may_have_moved(entry, contact):
+                entry.elsewhere = contact
+                return Admission(check=entry.contact)
+            if not entry.failures:
                 return _KNOWN
             self._remove(entry)  # its new place must pass the same rules
         evicted_id = self._by_address.get(contact.address)
@@ -202,7 +209,11 @@ class RoutingTable:
         waiting = self._bucket_of(entry.number).waiting
         if entry.failures >= (FAILURES_IF_REPLACED if waiting else MAX_FAILURES):
             self._remove(entry)
-            self._promote(self._bucket_of(entry.number))
+            bucket = self._bucket_of(entry.number)
+            moved = entry.elsewhere
+            if moved is not None and moved.address not in self._by_address and self._subnet_has_room(bucket, moved):
+                self._insert(bucket, Entry(moved, entry.number, entry.since, now, now, proven=entry.proven))
+            self._promote(bucket)
 
     def unsent(self, contact: Contact, now: float) -> None:
         """A request to `contact` could not be sent, which is no fault of its own: others have their turn first."""
@@ -214,7 +225,7 @@ class RoutingTable:
         """Whether it is worth a PING to find out if `contact`, who asked us something, can also be asked."""
         entry = self._by_id.get(contact.node_id)
         if entry is not None:
-            return entry.failures > 0 or self._has_moved(entry, contact)
+            return contact != entry.elsewhere and (entry.failures > 0 or _may_have_moved(entry, contact))
         bucket = self._bucket_of(contact.number)
         if contact.node_id == self._own_id or any(other.contact == contact for other in bucket.waiting):
             return False
@@ -321,12 +332,6 @@ class RoutingTable:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _has_moved(entry: Entry, contact: Contact) -> bool:
-        """Whether an answer from another address means that the old one is gone; a node may have one of each family."""
-        old, new = entry.contact.address, contact.address
-        return old != new and (entry.failures > 0 or (":" in old.host) == (":" in new.host))
-
     def _bucket_of(self, number: int) -> Bucket:
         return self._buckets[min(common_prefix_bits(self._own, number), len(self._buckets) - 1)]
 
@@ -423,3 +428,9 @@ class RoutingTable:
             both: list[Entry] = getattr(last, name)
             setattr(near, name, [entry for entry in both if common_prefix_bits(self._own, entry.number) > depth])
             setattr(last, name, [entry for entry in both if common_prefix_bits(self._own, entry.number) == depth])
+
+
+def _may_have_moved(entry: Entry, contact: Contact) -> bool:
+    """Whether `contact` may be where `entry` is now instead; a node may have an address of each family at once."""
+    old, new = entry.contact.address, contact.address
+    return old != new and (":" in old.host) == (":" in new.host)

@@ -8,7 +8,17 @@ import trio
 from swarms import Attacker, Swarm, closest_nodes, contact, identity, key, seeded
 
 from llamanet.dht.distance import distance
-from llamanet.dht.guard import HOST_BURST, HOST_RATE, SEND_BURST, SEND_RATE, UNANSWERED_BURST, UNANSWERED_RATE
+from llamanet.dht.guard import (
+    HOST_BURST,
+    HOST_RATE,
+    KNOWN_SHARE,
+    SEND_BURST,
+    SEND_RATE,
+    UNANSWERED_BURST,
+    UNANSWERED_RATE,
+    VERIFY_BURST,
+    VERIFY_RATE,
+)
 from llamanet.dht.handlers import Handlers
 from llamanet.dht.requests import Outcome
 from llamanet.dht.routing import PER_SUBNET_IN_TABLE
@@ -127,6 +137,59 @@ async def test_an_old_record_of_a_publisher_cannot_come_back(autojump_clock, nur
         assert [record.value async for record in records][-1] == b"new"
 
 
+async def test_an_old_record_that_somebody_stores_again_is_refused_by_every_holder(autojump_clock, nursery):
+    """Rollback: whoever captured it has a good token for its own address, and the record a good signature."""
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(6)
+    old = (await nodes[1].publish(key("x"), b"old", lifetime=600)).record
+    await trio.sleep(1)
+    await nodes[1].publish(key("x"), b"new", lifetime=600)
+    attacker = Attacker(swarm)
+    for victim in nodes:
+        token = await ask_for_token(swarm, attacker, victim, "x")
+        attacker.send(swarm, victim, attacker.seal(victim, store(token, encode_record(old))))
+        await trio.sleep(1)
+        reply = decode_rpc_untrusted(attacker.envelope.open_untrusted(attacker.received[-1]).payload)
+        assert isinstance(reply, Refused)
+        assert reply.newer is not None
+        kept = victim._store.records_of(key("x"), victim.config.wall_clock())
+        assert [record.value for record in kept] == [b"new"]
+
+
+async def test_whoever_relays_for_a_node_does_not_take_its_place(autojump_clock, nursery):
+    """Id hijack: its own introduction from another address, whence all that is asked there is passed on to it."""
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(3)
+    victim, misled = nodes[1], nodes[0]
+    relay = swarm.network.transport("10.6.6.6", 666)
+    places = {swarm.addresses[misled]: swarm.addresses[victim], swarm.addresses[victim]: swarm.addresses[misled]}
+    passed = []
+
+    def pass_on(datagram, source):
+        passed.append(source)
+        relay.send(datagram, places[source])
+
+    nursery.start_soon(relay.receive, pass_on)
+    introduction = victim._overlay._envelope.seal_introduction(encode_rpc(Ping(transaction=bytes(8), client=False)))
+    genuine = Contact(victim.identity.public_key, swarm.addresses[victim])
+    for _ in range(20):
+        relay.send(introduction, swarm.addresses[misled])
+        await trio.sleep(0.5)
+        assert genuine in misled.contacts()
+    assert swarm.addresses[victim] in passed, "it answered there"
+
+
+async def test_a_node_that_really_moved_is_known_at_its_new_address_soon(autojump_clock, nursery):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(6)
+    swarm.kill(nodes[4])
+    await trio.sleep(0.1)
+    again = await swarm.start(4, bootstrap=[nodes[0]], address=Address("10.1.0.4", 9999))
+    await trio.sleep(10)
+    place = Contact(again.identity.public_key, swarm.addresses[again])
+    assert all(place in node.contacts() for node in nodes if node is not nodes[4])
+
+
 async def test_one_subnet_full_of_nodes_has_few_places_in_a_table(autojump_clock, nursery):
     swarm = Swarm(nursery)
     first = await swarm.start(0, address=Address("8.8.4.1", 1))
@@ -192,13 +255,16 @@ async def test_a_token_is_good_for_its_maker_and_its_key_only(autojump_clock, nu
     assert victim.health().stored_records == 0
 
 
-async def test_what_is_too_large_is_dropped(autojump_clock, nursery):
+async def test_what_is_too_large_is_dropped(autojump_clock, nursery, monkeypatch):
     swarm = Swarm(nursery)
     nodes = await swarm.start_many(3)
     victim, attacker = nodes[0], Attacker(swarm)
     token = await ask_for_token(swarm, attacker, victim, "x")
     record = signed_by(attacker.identity, "x", victim.config.wall_clock())
-    oversize = encode_record(attrs.evolve(record, value=bytes(400 - len(encode_record(record)) + 8)))
+    with monkeypatch.context() as patch:
+        patch.setattr("llamanet.wire.record.MAX_RECORD_BYTES", 1000)
+        value = bytes(MAX_RECORD_BYTES - len(encode_record(record)) + 8)
+        oversize = encode_record(signed_by(attacker.identity, "x", victim.config.wall_clock(), value=value))
     assert len(oversize) > MAX_RECORD_BYTES
     before, answers = victim.health().drops, len(attacker.received)
     attacker.send(swarm, victim, attacker.seal(victim, store(token, oversize)))
@@ -270,6 +336,31 @@ async def test_a_flood_of_stores_costs_bounded_signatures_and_is_not_felt(autoju
     assert sorted(times)[int(0.99 * len(times))] <= 0.02
     assert 1000 < len(verified) <= HOST_BURST + HOST_RATE * (FLOOD_S + 5)
     assert victim.health().stored_records == 0
+
+
+async def test_stores_from_many_addresses_cost_bounded_signatures_too(autojump_clock, nursery, monkeypatch):
+    """Each has a token, and keeps to the rate of one address; half of all signatures is kept for those we know."""
+    swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.005, 0.01)))
+    nodes = await swarm.start_many(6)
+    victim, honest = nodes[2], nodes[4]
+    attacker = Attacker(swarm)
+    forged = attrs.evolve(signed_by(attacker.identity, "x", victim.config.wall_clock()), value=b"w")
+    tokens = victim._overlay._handlers.tokens
+    verified = []
+    monkeypatch.setattr("llamanet.dht.handlers.is_signed", lambda record, network: bool(verified.append(record)))
+    start = trio.current_time()
+    async with trio.open_nursery() as inner:
+        for number in range(20):
+            source = Address(f"9.9.{number}.1", 1)
+            token = tokens.make(source, key("x"), start)
+            datagram = attacker.seal(victim, store(token, encode_record(forged)))
+            inner.start_soon(flood, swarm, victim, datagram, [source], 300)
+        await trio.sleep(2)
+        contact = Contact(victim.identity.public_key, swarm.addresses[victim])
+        assert (await honest.ping(contact)).rtt <= 0.02
+        inner.cancel_scope.cancel()
+    assert 1000 < len(verified) <= KNOWN_SHARE * VERIFY_BURST + VERIFY_RATE * (trio.current_time() - start)
+    assert victim.health().drops["quota"] > 5000
 
 
 async def test_a_subnet_of_publishers_displaces_nobody_under_a_key(autojump_clock, nursery):

@@ -247,6 +247,25 @@ async def test_a_liar_among_those_whose_word_would_do_does_not_hold_a_reader_up(
         assert await reader.get(key("x"), copies=True) == [record]
 
 
+async def test_the_word_of_one_that_was_caught_lying_is_not_enough(autojump_clock, nursery, monkeypatch):
+    """It tells one publisher's record, and a forged one; the other publishers are known to the next that is asked."""
+    swarm = Swarm(nursery, MemoryNetwork(seed=3, delay=(0.005, 0.01)))
+    nodes = await swarm.start_many(12)
+    records = [(await node.publish(key("x"), b"v", lifetime=600)).record for node in nodes[1:4]]
+    told = (encode_record(records[0]), encode_record(attrs.evolve(records[1], sequence=records[1].sequence + 1)))
+    reader = closest_nodes([node for node in nodes if node not in nodes[1:4]], key("x"), 12)[-1]
+    liar = closest_nodes(nodes, key("x"), 1)[0]
+    values = Handlers._values
+
+    def lie(self, request, *arguments):
+        honest = values(self, request, *arguments)
+        return attrs.evolve(honest, records=told, total=2) if self is liar._overlay._handlers else honest
+
+    monkeypatch.setattr(Handlers, "_values", lie)
+    found = await reader.get(key("x"), copies=True)
+    assert {record.publisher for record in found} == {record.publisher for record in records}
+
+
 async def test_one_id_at_two_addresses_may_both_have_nothing():
     """The nearest of those with nothing gets a copy; two of them may be equally near, and differ in address alone."""
     record = encode_record(signed())

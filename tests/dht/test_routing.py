@@ -152,11 +152,29 @@ def test_a_contact_that_moved_is_found_at_its_new_address():
     table.answered(contact(1), 5.0)
     moved = Contact(contact(1).public_key, Address("10.9.9.9", 9))
     assert table.wants(moved)
-    table.answered(moved, 6.0)
+    assert table.answered(moved, 6.0).check == contact(1), "who may be there still"
+    assert [entry.contact for entry in table] == [contact(1)]
+    for _ in range(3):
+        table.failed(contact(1), 7.0)
     assert [entry.contact for entry in table] == [moved]
     assert next(iter(table)).since == 5.0
     assert table.is_proved(moved)
     assert not table.is_proved(contact(1))
+
+
+def test_a_contact_that_still_answers_where_it_was_has_not_moved():
+    table = RoutingTable(OWN, k=K)
+    table.answered(contact(1), 5.0)
+    relay = Contact(contact(1).public_key, Address("10.9.9.9", 9))
+    for now in (6.0, 7.0, 8.0):
+        assert table.wants(relay)
+        table.answered(relay, now)
+        assert not table.wants(relay), "it is known, and its old address is being asked"
+        table.failed(contact(1), now)
+        table.answered(contact(1), now)
+    for _ in range(3):
+        table.failed(contact(1), 9.0)
+    assert len(table) == 0
 
 
 def test_a_contact_of_both_families_keeps_the_address_that_works():
@@ -334,6 +352,8 @@ def test_a_contact_that_moved_keeps_the_trust_it_has():
     table = old_table([contact(number) for number in range(1, 7)], k=16)
     moved = Contact(contact(1).public_key, Address("10.9.9.9", 9))
     table.answered(moved, TRIAL_S + 1)
+    for _ in range(3):
+        table.failed(contact(1), TRIAL_S + 2)
     assert moved in table.to_tell(moved.node_id, 1)
 
 
