@@ -5,6 +5,7 @@ python examples/langchain_chain.py http://127.0.0.1:8080/v1
 """
 
 import sys
+from typing import Literal
 
 import pydantic
 from langchain_core.prompts import ChatPromptTemplate
@@ -15,7 +16,7 @@ class Animal(pydantic.BaseModel):
     """An animal."""
 
     name: str = pydantic.Field(max_length=20)
-    legs: int
+    legs: Literal[0, 2, 4, 6, 8]
 
 
 model = ChatOpenAI(base_url=sys.argv[1], api_key="none", model="auto", temperature=0, max_tokens=64)

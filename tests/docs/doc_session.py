@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$|^(<!-- new swarm -->)$", re.MULTILINE | re.DOTALL)
 NODE_READY = re.compile(r"DHT on port (\d+) \(UDP\)")
 GATEWAY_READY = re.compile(r"The gateway serves http://127\.0\.0\.1:(\d+)")
+TALKS = re.compile(r"llamanet (ask|nodes|models|top|crawl|invite|keys|control)|curl")
+"""Commands that print what they found."""
 WITHIN_S = 120
 RUN = ("sh", "python", "toml")
 
@@ -151,6 +153,7 @@ class Session:
     def _run_script(self, script: list[str]) -> None:
         if script:
             output = self._finish(["bash", "-euo", "pipefail", "-c", self._here("\n".join(script))])
+            assert output or not any(TALKS.match(command) for command in script)
             if found := re.search(r"llamanet1_[\w-]+", output):
                 self._invite = found[0]
 
