@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
-from llamanet.client.batch import MapResult, Progress, Prompt
+from llamanet.client.batch import MapResult, Progress, Prompts
 from llamanet.client.census import ModelView, NodeView
 from llamanet.client.client import Messages, SwarmClient
 from llamanet.client.decision import Considered, Decision, Policy, Strategy
@@ -179,7 +179,7 @@ class Swarm:
 
     def map(
         self,
-        prompts: Iterable[Prompt],
+        prompts: Prompts,
         *,
         concurrency: int | None = None,
         ordered: bool = True,

@@ -7,9 +7,10 @@ Rules:
 """
 
 import concurrent.futures
+import itertools
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ import attrs
 import outcome
 import trio
 
-from llamanet.client.batch import MapResult, Prompt
+from llamanet.client.batch import MapResult, Prompt, Prompts
 from llamanet.client.census import ModelView, NodeView
 from llamanet.client.client import Messages, SwarmClient
 from llamanet.client.decision import Decision, Strategy
@@ -38,6 +39,10 @@ T = TypeVar("T")
 
 CLOSE_S = 5.0
 """The longest that closing waits for the background thread."""
+MAX_PROMPTS_AHEAD = 256
+"""Taken of an iterator, and not asked yet."""
+PROMPTS_AT_ONCE = 16
+"""Handed to the background thread together."""
 
 
 class Client:
@@ -110,7 +115,7 @@ class Client:
         that stops what is left. `options` are those of `SwarmClient.map`: `concurrency`, `ordered`, `journal`, ...
         """
         options.setdefault("model", self._model)
-        return BlockingMap(self._thread, list(prompts), options)
+        return BlockingMap(self._thread, prompts, options)
 
     def embed(self, texts: Iterable[str], **options: Any) -> EmbeddingReply:
         """A vector for each of `texts`; `options` as in `SwarmClient.embed`. Raises what `generate` raises."""
@@ -233,15 +238,24 @@ class BlockingStream:
 
 
 class BlockingMap:
-    """An iterator of `MapResult`; only one thread may read at a time."""
+    """An iterator of `MapResult`; only one thread may read at a time.
 
-    def __init__(self, thread: "_SwarmThread", prompts: list[Prompt], options: dict[str, Any]) -> None:
+    That thread takes the prompts too, at most `MAX_PROMPTS_AHEAD` ahead of their requests.
+    """
+
+    def __init__(self, thread: "_SwarmThread", prompts: Iterable[Prompt], options: dict[str, Any]) -> None:
         """Made by `Client.map`."""
         self._thread = thread
+        self._left: Iterator[Prompt] | None = None
+        """The prompts that are not taken; None: none is left to be taken here."""
+        source: Prompts = prompts
+        if not isinstance(prompts, Sequence):
+            self._left = iter(prompts)
+            self._waiting, source = trio.open_memory_channel[Prompt](MAX_PROMPTS_AHEAD)
         send, self._receive = trio.open_memory_channel[MapResult](0)
         self._ended: concurrent.futures.Future[outcome.Maybe[None]] = concurrent.futures.Future()
         self._finalizer = weakref.finalize(self, thread.post, self._receive.close)
-        arguments = (thread, prompts, options, send, self._ended)
+        arguments = (thread, source, options, send, self._ended)
         threading.Thread(target=_run_map, args=arguments, name="llamanet-map", daemon=True).start()
 
     def __iter__(self) -> Iterator[MapResult]:
@@ -249,14 +263,27 @@ class BlockingMap:
 
     def __next__(self) -> MapResult:
         """The next result. Raises what `SwarmClient.map` raises, and `ClientClosed`."""
+        self._take_prompts()
         result = self._thread.call(lambda swarm: _receive(self._receive))
         if result is None:
             ended = self._ended.result()
             raise ended.error if isinstance(ended, outcome.Error) else StopIteration
         return result
 
+    def _take_prompts(self) -> None:
+        """Have prompts wait for their turn. They are taken in the reader's thread, where what gives them may belong."""
+        while self._left is not None:
+            room = min(PROMPTS_AT_ONCE, MAX_PROMPTS_AHEAD - self._waiting.statistics().current_buffer_used)
+            if not room:
+                return
+            batch = list(itertools.islice(self._left, room))
+            self._thread.call(partial(_put, self._waiting, batch, len(batch) < room))
+            if len(batch) < room:
+                self._left = None
+
     def close(self) -> None:
         """Stop what is left."""
+        self._left = None
         self._finalizer()
 
     def __enter__(self) -> "BlockingMap":
@@ -270,7 +297,7 @@ class BlockingMap:
 
 def _run_map(
     thread: "_SwarmThread",
-    prompts: list[Prompt],
+    prompts: Prompts,
     options: dict[str, Any],
     send: "trio.MemorySendChannel[MapResult]",
     ended: "concurrent.futures.Future[outcome.Maybe[None]]",
@@ -287,6 +314,13 @@ def _run_map(
 
     ended.set_result(outcome.capture(thread.call, run))
     thread.post(send.close)
+
+
+async def _put(channel: "trio.MemorySendChannel[Prompt]", prompts: list[Prompt], last: bool, _: SwarmClient) -> None:
+    for prompt in prompts:
+        channel.send_nowait(prompt)
+    if last:
+        channel.close()
 
 
 async def _receive(channel: "trio.MemoryReceiveChannel[MapResult]") -> MapResult | None:

@@ -15,7 +15,7 @@ import trio
 
 from llamanet.client.affinity import Block, request_blocks
 from llamanet.client.attempt import Access
-from llamanet.client.batch import Journal, MapResult, Progress, Prompt, run_batch
+from llamanet.client.batch import Journal, MapResult, Progress, Prompt, Prompts, run_batch
 from llamanet.client.budget import WAIT_S, Budget
 from llamanet.client.census import ModelView, NodeView, list_invited, list_models, list_nodes
 from llamanet.client.choice import Choice
@@ -300,7 +300,7 @@ class SwarmClient:
     @asynccontextmanager
     async def map(
         self,
-        prompts: Iterable[Prompt],
+        prompts: Prompts,
         *,
         concurrency: int | None = None,
         ordered: bool = True,
@@ -315,10 +315,12 @@ class SwarmClient:
         ...         print(result.index, result.text)
 
         Args:
-          prompts: texts, or conversations, each a list of messages.
+          prompts: texts, or conversations, each a list of messages; an async iterable of them, too. They are taken one
+            by one, and not far ahead of their results.
           concurrency: requests in flight; None takes as many as the nodes that serve the model have slots.
           ordered: give the results in the order of the prompts; False gives them as they are made.
-          journal: a file that keeps the replies: broken off and called again, the batch goes on where it was.
+          journal: a file that keeps the replies, each on the disk (fsync) before it is handed on: broken off and called
+            again, the batch goes on where it was.
           progress: called with the number of results so far and that of all prompts.
           options: as for `open`; `wait` is without limit unless it is given.
 
@@ -343,7 +345,7 @@ class SwarmClient:
                 return await self.generate(prompt, caller=caller, **options)
             return await self.generate(messages=prompt, caller=caller, **options)
 
-        kept = None if journal is None else Journal(journal, options)
+        kept = None if journal is None else await trio.to_thread.run_sync(Journal, journal, options)
         batch = run_batch(ask, prompts, concurrency=concurrency, ordered=ordered, journal=kept, progress=progress)
         async with batch as results:
             yield results

@@ -1,5 +1,9 @@
 """Many prompts at once: in order or as they come, journals, failures, fairness, and nothing left behind."""
 
+import itertools
+import os
+from contextlib import aclosing
+
 import attrs
 import pytest
 import trio
@@ -32,6 +36,14 @@ async def collect(client, prompts, **options):
 
 @pytest.fixture
 async def cluster(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(3, step_time=0.01, slots=4)
+    return cluster
+
+
+@pytest.fixture
+async def real_cluster(nursery):
+    """For journals, which a thread writes: with the clock as it is."""
     cluster = Cluster(nursery)
     await cluster.start_nodes(3, step_time=0.01, slots=4)
     return cluster
@@ -96,20 +108,21 @@ async def test_leaving_the_block_frees_everything(autojump_clock, nursery, clust
     assert trio.lowlevel.current_statistics().tasks_living == before
 
 
-async def test_a_broken_off_batch_goes_on_from_its_journal(autojump_clock, cluster, tmp_path):
-    client = await cluster.start_client()
+async def test_a_broken_off_batch_goes_on_from_its_journal(real_cluster, tmp_path):
+    client = await real_cluster.start_client()
     prompts = [f"prompt {number}" for number in range(30)]
     path = tmp_path / "batch.jsonl"
-    async with client.map(prompts, **OPTIONS, journal=path, concurrency=4, logprobs=1) as results:
-        for _ in range(10):
-            await results.receive()
 
     def written():
         return len(path.read_bytes().splitlines())
 
+    async with client.map(prompts, **OPTIONS, journal=path, concurrency=4, logprobs=1) as results:
+        for taken in range(1, 11):
+            await results.receive()
+            assert written() >= taken
     done = written()
     assert 10 <= done < 30
-    path.write_bytes(path.read_bytes() + b'{"index": 3, "key": "ab')
+    path.write_bytes(path.read_bytes() + b'{"key": "ab')
     results = await collect(client, prompts, journal=path, logprobs=1)
     assert [result.text for result in results] == [expected(prompt) for prompt in prompts]
     assert all(len(result.reply.logprobs) == 5 for result in results)
@@ -124,15 +137,61 @@ async def test_a_broken_off_batch_goes_on_from_its_journal(autojump_clock, clust
     assert written() == 61
 
 
-@pytest.mark.parametrize("journal", [None, "journal"])
-async def test_what_is_no_prompt_fails_alone(autojump_clock, cluster, tmp_path, journal):
+async def test_a_journal_knows_prompts_wherever_they_are_and_how_often(real_cluster, tmp_path):
+    client = await real_cluster.start_client()
+    path = tmp_path / "batch.jsonl"
+    drawn = {"temperature": 1.0, "max_tokens": 8, "journal": path}
+    first = [result.text for result in await collect(client, ["a", "b", "b"], **drawn)]
+    assert first[1] != first[2], "two draws, and not one twice"
+    second = [result.text for result in await collect(client, ["new", "b", "a", "b"], **drawn)]
+    assert second[1:] == [first[1], first[0], first[2]]
+    assert len(path.read_bytes().splitlines()) == 4
+
+
+async def test_replies_that_come_together_are_written_together(real_cluster, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    client = await real_cluster.start_client()
+    path = tmp_path / "batch.jsonl"
+    results = await collect(client, [f"prompt {number}" for number in range(48)], journal=path, concurrency=12)
+    assert [result.error for result in results] == [None] * 48
+    assert len(path.read_bytes().splitlines()) == 48
+    assert 4 <= len(synced) < 48
+
+
+async def test_prompts_may_come_from_an_async_iterable_without_end(autojump_clock, cluster):
+    taken = []
+
+    async def prompts():
+        for number in itertools.count():
+            await trio.sleep(0.001)
+            taken.append(number)
+            yield f"prompt {number}"
+
     client = await cluster.start_client()
-    prompts = ["good", 5, ["a"], b"x", [5], None, [], "good too"]
-    results = await collect(client, prompts, journal=journal and tmp_path / journal)
+    async with aclosing(prompts()) as source, client.map(source, **OPTIONS, concurrency=3) as results:
+        for number in range(5):
+            assert (await results.receive()).text == expected(f"prompt {number}")
+        await trio.sleep(5)
+    assert 5 < len(taken) <= 5 + 3 * AHEAD
+
+
+ODD = ["good", 5, ["a"], b"x", [5], None, [], "good too"]
+
+
+def check_odd(results):
     assert [result.index for result in results if result.error is None] == [0, 7]
     for result in results[1:-1]:
         assert isinstance(result.error, RequestRefused)
         assert "\n" not in str(result.error)
+
+
+async def test_what_is_no_prompt_fails_alone(autojump_clock, cluster):
+    check_odd(await collect(await cluster.start_client(), ODD))
+
+
+async def test_what_is_no_prompt_fails_alone_with_a_journal(real_cluster, tmp_path):
+    check_odd(await collect(await real_cluster.start_client(), ODD, journal=tmp_path / "journal"))
 
 
 @pytest.mark.parametrize("options", [{"max_token": 5}, {"strategy": "foo"}, {"messages": []}])

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ import pytest
 import trio
 
 from llamanet.client import Client
+from llamanet.client.batch import AHEAD
+from llamanet.client.blocking import MAX_PROMPTS_AHEAD
 from llamanet.errors import ClientClosed, NoNodeServes, NotJoined, RequestRefused, UserError
 from llamanet.node.host import Model
 from llamanet.swarm import Swarm
@@ -102,6 +105,24 @@ def test_the_example_that_users_know(swarm):
     assert len(response.text) > 10
     assert response.tokens_generated == 15
     assert 0 < response.ttft < response.generation_time
+
+
+def test_a_batch_of_an_iterator_without_end(client):
+    thread = threading.get_ident()
+    taken = []
+
+    def prompts():
+        for number in itertools.count():
+            assert threading.get_ident() == thread
+            taken.append(number)
+            yield f"prompt {number}"
+
+    with client.map(prompts(), max_tokens=4, concurrency=3, **GREEDY) as results:
+        for number in range(300):
+            assert next(results).text == expected(4, f"prompt {number}")
+    assert len(taken) <= 300 + MAX_PROMPTS_AHEAD + 3 * AHEAD
+    with client.map((f"prompt {number}" for number in range(20)), max_tokens=4, **GREEDY) as results:
+        assert [result.text for result in results] == [expected(4, f"prompt {number}") for number in range(20)]
 
 
 def test_a_batch(client, tmp_path):
