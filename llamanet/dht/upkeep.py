@@ -103,7 +103,7 @@ def chores(table: RoutingTable, config: DhtConfig, now: float, rng: Random) -> t
 async def keep_fresh(overlay: Overlay, store: RecordStore, rng: Random) -> None:
     """Ping who was silent longest, refresh buckets, drop expired records, save contacts; for ever."""
     config, table = overlay.config, overlay.table
-    saved_at = trio.current_time()
+    saved_at = -math.inf  # so that who is killed in its first minute comes back all the same
     while True:
         await trio.sleep(pause_before_chores(table, config, trio.current_time(), rng))
         now = trio.current_time()
@@ -111,7 +111,7 @@ async def keep_fresh(overlay: Overlay, store: RecordStore, rng: Random) -> None:
         if contact is not None:
             overlay.check(contact)
         store.expire(config.wall_clock())
-        if now - saved_at >= SAVE_S:
+        if overlay.has_contacts and now - saved_at >= SAVE_S:
             saved_at = now
             save_good_contacts(overlay)
         if target is not None:

@@ -219,6 +219,21 @@ async def test_a_restart_rejoins_without_its_bootstrap_peers(autojump_clock, nur
     assert ids(again.contacts()) == everybody_but(again, nodes[1:])
 
 
+async def test_contacts_are_saved_soon_and_then_now_and_then(autojump_clock, nursery, tmp_path):
+    """For whoever is killed has no time to save them."""
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(3)
+    path = tmp_path / "contacts.json"
+    await swarm.start(9, bootstrap=[nodes[0]], contacts_path=path)
+    await trio.sleep(10)
+    assert all(node.identity.public_key.hex() in path.read_text() for node in nodes)
+    path.unlink()
+    await trio.sleep(40)
+    assert not path.exists()
+    await trio.sleep(30)
+    assert path.exists()
+
+
 async def test_a_node_cut_off_after_its_bootstrap_peer_died_comes_back(autojump_clock, nursery):
     swarm = Swarm(nursery)
     nodes = await swarm.start_many(6)

@@ -105,3 +105,20 @@ async def test_nobody_waits_for_stragglers_and_yet_they_are_not_forgotten(autoju
     for node in nodes[:3]:
         entry = next(entry for entry in node._overlay.table if entry.contact == contact_of(swarm, straggler))
         assert entry.seen >= start + 3.0, "its late answer counted"
+
+
+async def test_records_come_as_they_are_found(autojump_clock, nursery):
+    """The first one does not wait for holders that take long, and are asked all the same."""
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(12)
+    for publisher in nodes[:3]:
+        await publisher.publish(key("x"), b"v", lifetime=600)
+    ranked = closest_nodes(nodes[3:], key("x"), 9)
+    for slow in ranked[1:4]:
+        slow_down(swarm, slow, 0.2)
+    start = trio.current_time()
+    async with ranked[-1].find(key("x")) as records:
+        times = [trio.current_time() - start async for _ in records]
+    assert len(times) == 3
+    assert times[0] < 0.1
+    assert trio.current_time() - start > 0.2
