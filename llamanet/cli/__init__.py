@@ -31,6 +31,7 @@ COMMANDS = {
     "pull": "Get a model from the Hugging Face hub.",
     "control": "Tell a node on this machine to load, unload, drain or resume.",
     "top": "Watch the swarm: nodes, load, speed, DHT.",
+    "doctor": "Find out what is wrong with a node or a client here, and what to do.",
     "crawl": "Walk the whole overlay and count its nodes.",
     "invite": "Print one line that lets another machine join.",
     "keys": "Make and show keys: of a node, of a private swarm, of a gateway.",
@@ -95,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="replace")
     lost_output = False
     try:
-        cli.main(arguments, prog_name="llamanet", standalone_mode=False)
+        # What a command that ran to its end has to say by its status: that of `click.exceptions.Exit`.
+        status = cli.main(arguments, prog_name="llamanet", standalone_mode=False) or 0
         sys.stdout.flush()
     except click.ClickException as error:
         status = _say(_one_line(error), error.exit_code)
@@ -111,8 +113,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _say(str(error), 2)
     except LlamaNetError as error:
         status = _say(str(error), 1)
-    else:
-        status = 0
     if lost_output or status == 128 + signal.SIGPIPE:
         # Without this, Python would fail once more when it flushes what is left at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -31,6 +31,8 @@ else:
     import tomli as tomllib
 
 FILE_NAME = "config.toml"
+READS_TOO = {"doctor": ("gateway", "node")}
+"""Tables of other commands that a command looks at too, as far as it has their settings; a later one comes first."""
 CONFIG_PATH = "llamanet.config"
 """Under this key of a context's `meta` stands the file that gave it settings."""
 
@@ -103,6 +105,9 @@ def _settings_for(
         for key, value in content.items()
         if _plain(key) in options and not isinstance(value, dict)
     ]
+    for table in READS_TOO.get(name, ()):
+        for key, value in content.get(table, {}).items():
+            given.append((_plain(key), f"{path}: [{table}] {key}", value))
     for key, value in content.get(name, {}).items():
         if _plain(key) not in options:
             raise UserError(f"{path}: [{name}] has no setting {key!r}{_meant(key, options)}")

@@ -46,8 +46,12 @@ def http_settings(port: int | None) -> Callable[[F], F]:
     return add_all
 
 
+def missing_packages() -> tuple[str, ...]:
+    """The packages of the extra `gateway` that are not installed."""
+    return tuple(name for name in PACKAGES if importlib.util.find_spec(name) is None)
+
+
 def need_packages() -> None:
     """Raises `UserError` if the packages of the extra `gateway` are not installed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_packages():
         raise UserError(f"serving HTTP needs more packages ({', '.join(missing)}): pip install 'llamanet[gateway]'")

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from llamanet.models.progress import QUIET_S, LogReport, Report
 
@@ -55,3 +55,15 @@ def progress_bars() -> Iterator[Report]:
         with lock:
             ended = True
             bars.stop()
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """What is called with what is being done: on a terminal, one line that moves and is gone at the end."""
+    if not sys.stderr.isatty():
+        yield lambda what: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("Looking") as status:
+        yield status.update

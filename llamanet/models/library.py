@@ -37,10 +37,22 @@ def find_model(text: str, digests: Path, report: Report) -> Path:
     another `UserError`. That a path is a model's is not checked.
     """
     source = parse_source(text)
+    if isinstance(source, HubSource) and not Path(text).exists():
+        return _in_cache(source) or hub.pull(source, digests, report)
+    return _on_this_machine(text, source)
+
+
+def find_local_model(text: str) -> Path | None:
+    """As `find_model`, but a model in a repository that is not here is not pulled: None."""
+    source = parse_source(text)
+    if isinstance(source, HubSource) and not Path(text).exists():
+        return _in_cache(source)
+    return _on_this_machine(text, source)
+
+
+def _on_this_machine(text: str, source: HubSource | Path | str) -> Path:
     if isinstance(source, Path) or Path(text).exists():
         return Path(text)
-    if isinstance(source, HubSource):
-        return _in_cache(source) or hub.pull(source, digests, report)
     named = [model for model in local_models() if model.name == source]
     if not named:
         raise ModelFileError(
