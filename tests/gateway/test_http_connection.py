@@ -1,5 +1,7 @@
 """The short way out of a connection: nothing is lost or out of order when the kernel takes only a part, or none."""
 
+import socket
+import struct
 from typing import Any
 
 import pytest
@@ -48,6 +50,27 @@ async def test_all_pieces_arrive_in_order(nursery, size):
     await theirs.aclose()
     body = got.partition(b"\r\n\r\n")[2]
     assert body == b"".join(b"%d" % number * size for number in range(5))
+
+
+@pytest.mark.parametrize("abruptly", [False, True])
+@pytest.mark.parametrize("asked", [b"", REQUEST.replace(b"Connection: close\r\n", b"")])
+async def test_a_client_who_leaves_an_idle_connection_is_not_waited_for(asked, abruptly):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    ours, theirs = await pair()
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, app, ours)
+            if asked:
+                await theirs.send_all(asked)
+                while b"ok" not in await theirs.receive_some():
+                    pass
+            if abruptly:
+                theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            theirs.socket.close()
+    assert ours.socket.fileno() == -1
 
 
 async def test_a_reader_who_is_gone_ends_the_connection_and_nothing_else():
