@@ -48,7 +48,9 @@ def status(as_json: bool, **node: Any) -> None:
     if as_json:
         _print_json(answer)
         return
-    state = f"drained ({', '.join(answer['held_by'])})" if answer["held_by"] else "serving"
+    state = "serving" if answer["serving"] else "starting"
+    if answer["held_by"]:
+        state = f"drained ({', '.join(answer['held_by'])})"
     click.echo(f"{answer['node_id']}: {state}, {answer['requests']} requests, process {answer['pid']}")
     print_table(
         {

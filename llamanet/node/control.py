@@ -129,6 +129,7 @@ class Control:
             "version": __version__,
             "pid": os.getpid(),
             **self.about,
+            "serving": self.host.serving,
             "draining": endpoint.draining,
             "held_by": list(self.host.held_by),
             "requests": endpoint.requests,

@@ -87,6 +87,7 @@ class Host:
         self._max_waiting = max_waiting
         self._idle_unload = idle_unload
         self._residences: dict[str, _Residence] = {}
+        self._offered: dict[str, str] = {}
         self._holds: dict[str, None] = {}
         self._announcer: Announcer | None = None
         self._announcing = trio.CancelScope()
@@ -102,11 +103,11 @@ class Host:
 
     def sources(self) -> dict[str, str]:
         """By name, where each model that is served, or is being loaded, comes from."""
-        return {name: residence.model.source for name, residence in self._residences.items()}
+        return {name: residence.model.source for name, residence in self._residences.items()} | self._offered
 
     async def serve_model(self, model: Model, *, task_status: trio.TaskStatus[Engine]) -> None:
         """Load a model and serve it until cancelled, or until `unload`. Raises `ModelFileError` if it does not load."""
-        if model.name in self._residences:
+        if model.name in self.sources():
             raise UserError(f"two models are named {model.name!r}; rename one of the files")
         residence = self._residences[model.name] = _Residence(model)
         try:
@@ -116,16 +117,18 @@ class Host:
             self._refresh()
             residence.gone.set()
 
-    def offer(self, engine: "UpstreamEngine") -> None:
-        """Serve a model of another server, until `take_back`. Raises `UserError` for a name that is taken."""
-        if engine.name in self.endpoint.served():
+    def offer(self, engine: "UpstreamEngine", source: str) -> None:
+        """Serve a model of the server `source`, until `take_back`. Raises `UserError` for a name that is taken."""
+        if engine.name in self.sources():
             raise UserError(f"two models are named {engine.name!r}; leave one of them out")
+        self._offered[engine.name] = source
         self.endpoint.engines[engine.name] = engine
         self.endpoint.withdrawn.discard(engine.name)
         self._refresh()
 
     def take_back(self, name: str) -> None:
         """Take no new requests for a model that was offered; those that run go on."""
+        del self._offered[name]
         del self.endpoint.engines[name]
         self.endpoint.withdrawn.add(name)
         self._refresh()
@@ -136,6 +139,8 @@ class Host:
         Raises `UserError` if there is no such model. Cancelling it only ends the waiting.
         """
         residence = self._residences.get(name)
+        if name in self._offered:
+            raise UserError(f"{name!r} is on the server {self._offered[name]}: unload it there")
         if residence is None:
             raise UserError(f"the node has no model {name!r}; it has {', '.join(self._residences) or 'none'}")
         residence.leave_by = trio.current_time() + timeout
@@ -269,6 +274,11 @@ class Host:
         """Take no new requests, withdraw what was announced, and end `serve` when what runs has finished."""
         self.told_to_leave.set()
         self._update()
+
+    @property
+    def serving(self) -> bool:
+        """Whether `serve` runs: before it models are loaded, and nobody can ask."""
+        return self._announcer is not None
 
     @property
     def leaving(self) -> bool:

@@ -116,6 +116,14 @@ async def _serve_node(
             engine: Engine = await nursery.start(host.serve_model, await open_model(source, settings, data_dir, report))
             return engine
 
+        if control is not None:
+            # Before the models are loaded, so that it tells how that goes.
+            about = {
+                "id": identity.node_id.hex(),
+                "port": sock.getsockname()[1],
+                "dht_port": transport.addresses[0].port,
+            }
+            nursery.start_soon(serve_control, control, Control(host, load, about))
         for source in config.model_path:
             await load(str(source), report)
         if config.upstream is not None:
@@ -140,9 +148,6 @@ async def _serve_node(
             "plain" if config.no_tls else "TLS",
             dht.port,
         )
-        if control is not None:
-            about = {"id": identity.node_id.hex(), "port": address.port, "dht_port": dht.port}
-            nursery.start_soon(serve_control, control, Control(host, load, about))
         if config.owner_first:
             nursery.start_soon(put_owner_first, host, LoadMeter())
         node = Node(host, dht, address.port)

@@ -78,6 +78,9 @@ async def serve_upstream(
                     models, reason = _chosen(await _ask_models(http, settings), settings), ""
                 except UserError as error:
                     models, reason = [], str(error)
+                if taken := {model.name for model in models} & (host.sources().keys() - offered):
+                    models = [model for model in models if model.name not in taken]
+                    reason = f"Not offering {', '.join(sorted(taken))}: the node has other models of that name"
                 if reason != told:
                     log.warning("%s", reason) if reason else log.info("%s answers again", settings.url)
                     told = reason
@@ -100,7 +103,7 @@ def _offer(
 ) -> None:
     for model in models:
         if model.name not in offered:
-            host.offer(UpstreamEngine(model, http, nursery, label=host.label, slots=settings.slots))
+            host.offer(UpstreamEngine(model, http, nursery, label=host.label, slots=settings.slots), settings.url)
             offered[model.name] = model
 
 

@@ -1,5 +1,6 @@
 """A whole node over real sockets; only its models are scripted."""
 
+import json
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ from contextlib import suppress
 
 import pytest
 import trio
+import trio.testing
 
 from llamanet.errors import ModelFileError, UserError
 from llamanet.models.shards import model_name
@@ -54,6 +56,39 @@ def config(tmp_path, backends):
 
 def bootstrap(node):
     return f"127.0.0.1:{node.dht.port}"
+
+
+async def test_control_is_answered_while_models_load(nursery, config, tmp_path, monkeypatch):
+    open_scripted = service.open_model
+    loading, load, started = trio.Event(), trio.Event(), trio.Event()
+
+    async def open_late(*arguments):
+        loading.set()
+        await load.wait()
+        return await open_scripted(*arguments)
+
+    async def start():
+        await nursery.start(serve_node, config(control=tmp_path / "node.sock"))
+        started.set()
+
+    async def status():
+        async with await trio.open_unix_socket(tmp_path / "node.sock") as stream:
+            await stream.send_all(b'{"do": "status"}\n')
+            return json.loads(b"".join([data async for data in stream]))["ok"]
+
+    monkeypatch.setattr(service, "open_model", open_late)
+    nursery.start_soon(start)
+    with trio.fail_after(10):
+        await loading.wait()
+        before = await status()
+        load.set()
+        await started.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        after = await status()
+    assert (before["serving"], after["serving"]) == (False, True)
+    assert [(told["id"], told["port"], told["dht_port"]) for told in (before, after)] == [
+        (after["id"], after["port"], after["dht_port"])
+    ] * 2
 
 
 async def test_a_node_serves_all_its_models(nursery, config, backends, caplog):

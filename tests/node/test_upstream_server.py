@@ -10,8 +10,10 @@ import trio.lowlevel
 from fake_upstream import END, HEAD, FakeServer, event, says, status
 
 from llamanet.errors import EngineBusy, UserError, ungrouped
-from llamanet.node.host import Host
+from llamanet.node import upstreams
+from llamanet.node.host import Host, Model
 from llamanet.node.upstreams import UpstreamSettings, serve_upstream
+from llamanet.testing.backend import ScriptedBackend
 from llamanet.wire.identity import Identity
 from llamanet.wire.inference import (
     Accepted,
@@ -278,3 +280,39 @@ async def test_vectors_that_are_none(engine, server):
         answer = await engine.embed(Embed(id=1, model="m", texts=("a",)))
         assert isinstance(answer, Failed), vector
         encode_message(answer)
+
+
+async def test_the_owner_sees_where_it_is_and_cannot_unload_it(engine, server, host):
+    assert host.sources() == {"m": server.url}
+    with pytest.raises(UserError, match="unload it there"):
+        await host.unload("m")
+
+
+async def test_a_name_that_is_taken_is_not_offered_over_it(nursery, engine, server, host):
+    with pytest.raises(UserError, match="two models are named 'm'"), ungrouped():
+        await nursery.start(host.serve_model, Model(name="m", digest=bytes(32), make_backend=ScriptedBackend))
+    assert host.endpoint.engines["m"] is engine
+
+
+async def test_what_it_has_now_is_followed(nursery, host, server, monkeypatch, caplog):
+    monkeypatch.setattr(upstreams, "LOOK_EVERY_S", 0.01)
+    await offer(nursery, host, server)
+    await nursery.start(
+        host.serve_model,
+        Model(name="mine", digest=bytes(32), make_backend=ScriptedBackend),
+    )
+
+    async def until(*names):
+        with trio.fail_after(10):
+            while set(host.sources()) != set(names):  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.01)
+
+    server.models = b'{"data": [{"id": "n"}]}'
+    await until("mine", "n")
+    server.models = b'{"data": [{"id": "m"}, {"id": "mine"}, {"id": "n"}]}'
+    await until("mine", "m", "n")
+    assert "Not offering mine" in caplog.text
+    server.models = b"gone"
+    await until("mine")
+    server.models = b'{"data": [{"id": "m"}]}'
+    await until("mine", "m")
