@@ -102,6 +102,14 @@ def test_what_kubernetes_sets_is_what_the_command_reads():
         assert variables <= settings_of(container["args"][0])
 
 
+def test_what_prometheus_scrapes_by_annotation_needs_no_key():
+    for manifest in manifests():
+        template = manifest.get("spec", {}).get("template", {})
+        if template.get("metadata", {}).get("annotations", {}).get("prometheus.io/scrape") == "true":
+            variables = {entry["name"]: entry.get("value") for entry in template["spec"]["containers"][0]["env"]}
+            assert "API_KEY_FILE" not in variables or variables["OPEN_METRICS"] == "1"
+
+
 def test_bootstrap_names_of_kubernetes_are_pods_of_its_service():
     found = {
         manifest["kind"]: manifest for manifest in manifests() if manifest["metadata"]["name"].startswith("llamanet")
