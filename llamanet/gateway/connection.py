@@ -5,7 +5,7 @@ trio's scheduler, which costs more than all else that HTTP does with it. Here th
 at once is gone, and the rest, as well as anything over TLS, goes hypercorn's way.
 
 A client that closes a connection on which nothing runs is not waited for. hypercorn keeps the socket until the
-connection was idle for too long; clients that connect for each request would soon use up what sockets a process may have.
+connection was idle for too long, and clients that connect for each request would soon use up the sockets.
 """
 
 import os
