@@ -11,6 +11,8 @@ from llamanet.testing.processes import start_swarm
 
 PROMPT = r">(?: |\x08)"
 """Its space may be drawn as a movement of the cursor."""
+SENT = r"\?2004l"
+"""What ends the line that was typed, on the terminal: what follows is the answer."""
 QUESTION = "Tell me a very long story about a llama."
 
 
@@ -40,7 +42,7 @@ def say(child, line):
 
 def test_ctrl_c_stops_an_answer_and_not_the_conversation(terminal):
     say(terminal, QUESTION)
-    terminal.expect("llama")
+    terminal.expect(SENT)
     terminal.expect("[a-z]+ [a-z]+")
     terminal.sendintr()
     terminal.expect("stopped")

@@ -29,7 +29,8 @@ def test_ask(run, bootstrap):
 def test_ask_explains_which_node_it_chose_and_why(run, bootstrap):
     result = run("ask", "Count: 1, 2, 3,", *COUNTING, "--explain", *bootstrap)
     assert result.stdout == " 4, 5, 6\n"
-    head, titles, first, *others, closing = result.stderr.splitlines()
+    head, titles, first, *others, blank, closing = result.stderr.splitlines()
+    assert blank == ""
     chosen = closing.partition(",")[0]
     assert re.match(rf"chose {chosen} by soonest, of 3 known, with 3 probes, for a prompt of about 5 tokens; hot", head)
     assert titles.split() == [

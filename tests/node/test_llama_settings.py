@@ -7,6 +7,7 @@ import llama_cpp.llama_cpp as lib
 import pytest
 
 from llamanet.errors import UserError
+from llamanet.models.progress import silent
 from llamanet.node import llama
 from llamanet.node.backend import Chunk
 from llamanet.node.config import CACHE_TYPES, FLASH_ATTENTION, SPLIT_MODES, NodeConfig
@@ -109,7 +110,7 @@ def test_settings_reach_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
         cache_type_v="q4_0",
     )
     with pytest.raises(UserError):
-        llama._load_model(config)
+        llama._load_model(config, silent)
     with pytest.raises(UserError, match="--cache-type-k"):
         llama._make_context(None, config, 128, 32)  # type: ignore[arg-type]
     model, context = seen
