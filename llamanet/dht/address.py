@@ -24,9 +24,14 @@ class AddressVotes:
 
     def __init__(self) -> None:
         self._by_subnet: dict[bytes, str] = {}
+        self._latest: tuple[str, str] | None = None
+        """Voter and vote: most that is told was told just before, and changes nothing."""
 
     def add(self, voter: str, observed: str) -> None:
         """The peer at the host `voter` sees us at the host `observed`."""
+        if self._latest == (voter, observed):
+            return
+        self._latest = (voter, observed)
         subnet = subnet_of(voter) or voter.encode()
         self._by_subnet.pop(subnet, None)
         self._by_subnet[subnet] = observed

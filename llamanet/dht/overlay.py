@@ -291,18 +291,18 @@ class Overlay:
                 if isinstance(message, DialBack) and len(payload) < FIND_PAYLOAD_BYTES:
                     raise BadMessage("costs its sender less than what it asks for")
                 allowance = MAX_DATAGRAM_BYTES if proved else min(AMPLIFICATION * len(datagram), MAX_DATAGRAM_BYTES)
-                self._answer(message, asker, allowance, known=proved)
+                self._answer(message, asker, allowance, now, known=proved)
             elif introduction or not self.requests.answered(message, sender, source):
                 self.drops.count("unasked")
         except BadMessage:
             self.drops.count("message")
 
-    def _answer(self, request: Request, asker: Contact, allowance: int, *, known: bool) -> None:
+    def _answer(self, request: Request, asker: Contact, allowance: int, now: float, *, known: bool) -> None:
         """Answer with at most `allowance` bytes, the PING that checks the asker included."""
         if self._client_mode:
             self.drops.count("client")
             return
-        now, wall_now = trio.current_time(), self.config.wall_clock()
+        wall_now = self.config.wall_clock()
         host = asker.address.host
         # Whoever forges its address has no token, and must not use up the signatures of those who have one.
         verifies = isinstance(request, Store) and self._handlers.has_token(request, asker, now)

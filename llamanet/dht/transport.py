@@ -100,7 +100,7 @@ class UdpTransport:
         if sock is None:
             return False
         try:
-            sock.sendto(datagram, (address.host, address.port))
+            sock.sendto(datagram, address)
         except OSError:  # full buffer, no route, a firewall, an ICMP error of an earlier datagram: lost, all the same
             return False
         return True

@@ -63,6 +63,7 @@ _MAPPED_IPV4 = bytes(10) + b"\xff\xff"
 """The first 12 bytes of an IPv4 address as IPv6 sockets show it (RFC 4291, section 2.5.5.2)."""
 
 
+@functools.lru_cache(maxsize=SHARED_CONTACTS)
 def pack_host(host: str) -> bytes:
     """4 or 16 bytes in network order: of an address that has both forms always the 4.
 
@@ -98,7 +99,16 @@ def decode_address_untrusted(value: Plain) -> Address:
     """An address from [packed host, port]. Raises `BadMessage`."""
     if type(value) is not list or len(value) != 2:
         raise BadMessage("not an address")
-    return Address(unpack_host_untrusted(value[0]), _port(value[1]))
+    host, port = value
+    # Told apart from what equals them, for the cache holds only what was checked: True == 1.
+    if type(host) is bytes and type(port) is int:
+        return _told_address_untrusted(host, port)
+    return Address(unpack_host_untrusted(host), _port(port))
+
+
+@functools.lru_cache(maxsize=SHARED_CONTACTS)
+def _told_address_untrusted(host: bytes, port: int) -> Address:
+    return Address(unpack_host_untrusted(host), _port(port))
 
 
 @attrs.frozen
