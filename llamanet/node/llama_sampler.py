@@ -24,7 +24,8 @@ from llamanet.node.sampling import position_seed
 from llamanet.wire.inference import Sampling
 
 MAX_GRAMMAR_S = 0.5
-"""All other streams of the engine wait for a draw; one by a grammar of ordinary size takes some milliseconds."""
+"""Of the processor's time: all other streams of the engine wait for a draw. One by an ordinary grammar takes some
+milliseconds."""
 MIN_TEMPERATURE = 1e-6
 """Below it the likeliest token is taken, as at 0: logits divided by less leave the range of 32-bit numbers."""
 
@@ -120,7 +121,8 @@ class LlamaSampler:
     def _draw_by_grammar(self, grammar: LlamaGrammar, logits: Logits, position: int) -> int:
         # Others with the same grammar may have been accepted before it was known to be slow.
         self._vocab.slow_grammars.check(self._grammar_text)
-        start = time.perf_counter()
+        # Of this thread: on a busy machine a good grammar may wait long for the processor.
+        start = time.thread_time()
         token = self._choose(Candidates(logits), position)
         if not grammar.allows(token):
             candidates = Candidates(logits)
@@ -130,7 +132,7 @@ class LlamaSampler:
             token = self._choose(candidates, -1 - position)
         lib.llama_sampler_accept(self._chain, token)
         grammar.accept(token)
-        if time.perf_counter() - start > MAX_GRAMMAR_S:
+        if time.thread_time() - start > MAX_GRAMMAR_S:
             # What it can grow to was probed, not proved; and where it took long once it soon takes ever longer.
             self._vocab.slow_grammars.add(self._grammar_text)
             message = f"the grammar took more than {MAX_GRAMMAR_S:g} s for one token"
