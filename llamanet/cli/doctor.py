@@ -122,22 +122,17 @@ def _look(asked: "Asked", membership_settings: dict[str, Any], settings: dict[st
     from llamanet.cli.signals import run_until_signalled
     from llamanet.dht.membership import as_membership
     from llamanet.doctor.checks import judge_machine
+    from llamanet.doctor.finding import Level
     from llamanet.doctor.machine import look_at_machine
     from llamanet.doctor.outside import judge_surroundings
     from llamanet.doctor.surroundings import Here, look_around
     from llamanet.wire.facts import announced_hosts
 
-    membership, problem = None, None
-    try:
-        membership = as_membership(**membership_settings)
-    except UserError as error:
-        if asked.swarm_key_file is None:
-            raise
-        problem = str(error)
-    machine = look_at_machine(asked, problem, say)
+    machine = look_at_machine(asked, say)
     findings = judge_machine(machine)
-    if membership is None:
+    if any(finding.check == "swarm-key" and finding.level is Level.ERROR for finding in findings):
         return findings
+    membership = as_membership(**membership_settings)
     if asked.client and not membership.peers:
         membership = attrs.evolve(membership, peers=LOCAL_NODE)
     here = None

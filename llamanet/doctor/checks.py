@@ -22,8 +22,6 @@ def _judge(machine: Machine) -> Iterator[Finding]:
         yield key_file(machine.key_file, runs=machine.node is not None)
     if machine.swarm_key_file is not None:
         yield swarm_key_file(machine.swarm_key_file)
-    elif machine.membership_problem is not None:
-        yield error("swarm", machine.membership_problem, "Without it there is no swarm to join.", "Mend the setting.")
     yield from map(port, machine.ports)
     for model in machine.models:
         # What a node has loaded is no longer free.

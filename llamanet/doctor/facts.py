@@ -86,7 +86,6 @@ class Machine:
 
     key_file: SecretFile | None = None
     swarm_key_file: SecretFile | None = None
-    membership_problem: str | None = None
     ports: tuple[Port, ...] = ()
     models: tuple[ModelFile, ...] = ()
     engine: Engine | None = None

@@ -63,7 +63,7 @@ class HttpAsked:
     key_problem: str | None
 
 
-def look_at_machine(asked: Asked, membership_problem: str | None, say: Say) -> Machine:
+def look_at_machine(asked: Asked, say: Say) -> Machine:
     """The facts. Blocks, mostly for llama.cpp."""
     node = None if asked.client else ask_node(asked.control or default_control_path(asked.data_dir, asked.dht_port))
     swarm_key_file = asked.swarm_key_file and secret_file("swarm key file", asked.swarm_key_file, load_swarm_key)
@@ -77,7 +77,6 @@ def look_at_machine(asked: Asked, membership_problem: str | None, say: Say) -> M
     )
     machine = Machine(
         swarm_key_file=swarm_key_file or None,
-        membership_problem=membership_problem,
         http=http or None,
         ports=tuple(_ports(asked, node)),
         version=__version__,

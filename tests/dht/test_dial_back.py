@@ -116,11 +116,14 @@ async def test_nobody_is_dialled_for_a_small_request_or_a_forged_source(autojump
 
 
 async def test_few_are_dialled(autojump_clock, swarm):
-    _, node = swarm.addresses
+    helper, node = swarm.addresses
     for _ in range(int(SOURCE_DIAL_BURST)):
         await node.dial_back(node.contacts()[0], udp_port=8001)
     with pytest.raises(RpcRefused, match="busy"):
         await node.dial_back(node.contacts()[0], udp_port=8001)
+    other = await swarm.start(2, bootstrap=[helper], client_mode=True)
+    await other.wait_joined()
+    await other.dial_back(node.contacts()[0], udp_port=8001)
     await trio.sleep(60)
     await node.dial_back(node.contacts()[0], udp_port=8001)
 
