@@ -4,11 +4,11 @@ Rules:
 - A node that is silent for longer than its own pace explains is asked by UDP (`client/watch.py`). Dead: all streams
   there leave it at once, whichever of them asked. Alive: it is waited for as long as its own times explain, what we
   remember of them and what it says of itself, and then it hangs.
-- Waiting in a queue is no silence, however long, while the node's steps end; a step that lasts and lasts is one.
+- Waiting in a queue is no silence, however long, nor is embedding many texts, while the node's steps end; a step that
+  lasts and lasts is one.
 - What happens here is remembered (`client/peers.py`): each attempt ends once, as failed, as busy or as finished.
 """
 
-import math
 from random import Random
 
 import attrs
@@ -41,6 +41,8 @@ HUNG_GAPS = 20
 """...or a further one so many times the usual time between tokens; or what we remember of it, if that is more."""
 QUEUE_S = 30.0
 """The least patience while requests wait at a node that has not measured its own pace yet."""
+EMBED_STEP_S = 30.0
+"""The least patience with one batch of texts: how long it takes is measured by nobody."""
 STUCK_SHARE = 0.5
 """A step has not ended if meanwhile the node's estimate grew by this share of the time that passed, or more. It grows
 by all of it (`Rates.ttft_s`); the rest is for round trips that differ."""
@@ -118,8 +120,7 @@ class Attempt:
         """The node's next answer. Raises `NodeFailed` if none will come. Cancelling it loses nothing."""
         pause = max(GAP_SILENCE_S if self.spoke else SILENCE_S, SILENT_GAPS * self._gap)
         while True:
-            with trio.move_on_after(pause):
-                answer = await self._exchange.receive()
+            if (answer := await self._exchange.receive(trio.current_time() + pause)) is not None:
                 self._heard(answer)
                 return answer
             await self._check()
@@ -191,13 +192,13 @@ class Attempt:
             return  # Its estimate fell because somebody left; perhaps because the node hangs.
         if state.ttft_s - before.state.ttft_s < STUCK_SHARE * (now - before.at):
             self._expected_s = estimated_ttft(self.candidate, self._prompt_tokens)
-            if state.waiting and not self.spoke:
+            if self._embeds or (state.waiting and not self.spoke):
                 self.heard_at = now
 
     def _patience(self) -> float:
         """Seconds of silence after which a living node hangs."""
         if self._embeds:
-            return math.inf  # How long a text takes is known to nobody; the caller's deadline bounds it.
+            return max(EMBED_STEP_S, HUNG_ESTIMATES * self._expected_s)
         now, node_id, peers = trio.current_time(), self.candidate.service.node_id, self._access.peers
         if not self.spoke:
             estimate = HUNG_ESTIMATES * self._expected_s

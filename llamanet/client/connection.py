@@ -18,10 +18,10 @@ from collections.abc import Awaitable, Callable
 
 import attrs
 import trio
-import wsproto.utilities
-from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_client_stream
 
-from llamanet.client.tls import client_tls, verify_peer
+from llamanet.client.alarm import Alarm
+from llamanet.client.tls import TlsStream, client_tls, verify_peer
+from llamanet.client.websocket import Websocket, WebsocketClosed
 from llamanet.errors import BadMessage, NodeFailed
 from llamanet.wire.identity import PublicKey
 from llamanet.wire.inference import (
@@ -57,23 +57,12 @@ MAX_OUTBOX = 4 * MAX_REQUESTS
 """Messages that wait to be written; a peer that lets so many pile up is not reading."""
 MAX_AHEAD = 65_536
 """Token ids and characters that may wait for the reader of one request."""
-RECEIVE_BYTES = 64 * 1024
-QUEUED_MESSAGES = 64
-"""That the library may read ahead of us, so that all that arrive together cost one change of tasks."""
 
 Answer = Accepted | Tokens | Embeddings | Finished | Failed
 OpenStream = Callable[[str, int], Awaitable[trio.abc.Stream]]
 """Opens a byte stream to a host and a TCP port. Raises `OSError`."""
 
-_NETWORK_ERRORS = (
-    OSError,
-    ConnectionClosed,
-    HandshakeError,
-    trio.BrokenResourceError,
-    trio.ClosedResourceError,
-    wsproto.utilities.ProtocolError,
-    UnicodeDecodeError,  # let out by wsproto for headers that are not ASCII
-)
+_NETWORK_ERRORS = (OSError, WebsocketClosed, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 @attrs.frozen(kw_only=True)
@@ -107,18 +96,20 @@ class Exchange:
         """Whether `receive` would return at once."""
         return bool(self._answers)
 
-    async def receive(self) -> Answer:
-        """The next answer; tokens that have piled up come in one. `Finished` or `Failed` is the last.
+    async def receive(self, until: float = math.inf) -> Answer | None:
+        """The next answer, or None if there is none at `until`, on trio's clock.
 
-        Raises `NodeFailed` if the node is lost, after all that arrived before. Cancelling the task that waits here
-        loses nothing.
+        Tokens that have piled up come in one. `Finished` or `Failed` is the last. Raises `NodeFailed` if the node is
+        lost, after all that arrived before. Cancelling the task that waits here loses nothing.
         """
         if self._answers:
             await trio.lowlevel.checkpoint()
         while not self._answers:
             if self._over is not None:
                 raise NodeFailed(self._connection.peer.label, self._over)
-            await self._news.park()
+            if trio.current_time() >= until:
+                return None
+            await self._connection.alarm.park(self._news, until)
         return self._take()
 
     def cancel(self) -> None:
@@ -181,8 +172,9 @@ class Exchange:
 class Connection:
     """A websocket to one node, from before it is open until it is lost."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, alarm: Alarm) -> None:
         self.peer = peer
+        self.alarm = alarm
         self.lost: str | None = None
         """Why the connection cannot be used any more."""
         self.used_at = trio.current_time()
@@ -257,63 +249,55 @@ class Connection:
     async def _run(self, open_stream: OpenStream, tls: ssl.SSLContext) -> None:
         transport = None
         try:
-            with trio.CancelScope(deadline=trio.current_time() + CONNECT_S) as connecting:
+            with trio.move_on_after(CONNECT_S) as connecting:
                 transport = stream = await open_stream(self.peer.host, self.peer.port)
                 if self.peer.tls:
-                    stream = trio.SSLStream(transport, tls, https_compatible=True)
-                    await stream.do_handshake()
-                    verify_peer(stream, self.peer.public_key, self.peer.label)
-                async with trio.open_nursery() as nursery:
-                    websocket = await wrap_client_stream(
-                        nursery,
-                        stream,
-                        self.peer.host,
-                        "/",
-                        subprotocols=[SUBPROTOCOL_MSGPACK],
-                        message_queue_size=QUEUED_MESSAGES,
-                        max_message_size=MAX_MESSAGE_BYTES,
-                        receive_buffer_size=RECEIVE_BYTES,
-                    )
-                    connecting.deadline = math.inf
-                    nursery.start_soon(self._write, websocket)
-                    nursery.start_soon(self._close_idle, websocket)
-                    await self._read(websocket)
-                    nursery.cancel_scope.cancel()
+                    stream = secured = TlsStream(transport, tls)
+                    await secured.do_handshake()
+                    verify_peer(secured, self.peer.public_key, self.peer.label)
+                websocket = Websocket(stream, max_message_bytes=MAX_MESSAGE_BYTES)
+                await websocket.open(self.peer.host, "/", SUBPROTOCOL_MSGPACK)
             if connecting.cancelled_caught:
                 self._lose(f"no connection within {CONNECT_S:g} s")
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write, websocket)
+                nursery.start_soon(self._close_idle, websocket)
+                await self._read(websocket)
+                nursery.cancel_scope.cancel()
         finally:
             if transport is not None:
                 await trio.aclose_forcefully(transport)
 
-    async def _write(self, websocket: WebSocketConnection) -> None:
+    async def _write(self, websocket: Websocket) -> None:
         try:
             async for data in self._to_write:
-                await websocket.send_message(data)
-        except ConnectionClosed:
-            return  # The reader hears of it too, and tells it.
+                await websocket.send(data)
+        except (WebsocketClosed, trio.BrokenResourceError):
+            return  # The reader hears of it too, and tells it, after what has arrived.
 
-    async def _read(self, websocket: WebSocketConnection) -> None:
+    async def _read(self, websocket: Websocket) -> None:
         try:
             while True:
-                message = decode_node_message_untrusted(await websocket.get_message())
-                if message.id is None:
-                    self._lose(f"it ended the connection: {message.message}")
-                    return
-                if exchange := self._exchanges.get(message.id):
-                    exchange.arrive(message)
-        except ConnectionClosed as error:
-            self._lose(_lost(error))
+                for data in await websocket.receive():
+                    message = decode_node_message_untrusted(data)
+                    if message.id is None:
+                        self._lose(f"it ended the connection: {message.message}")
+                        return
+                    if exchange := self._exchanges.get(message.id):
+                        exchange.arrive(message)
         except BadMessage as error:
             self._lose(f"it broke the protocol: {error}")
 
-    async def _close_idle(self, websocket: WebSocketConnection) -> None:
+    async def _close_idle(self, websocket: Websocket) -> None:
         idle = False
         while not idle:
             await trio.sleep(IDLE_S)
             idle = not self._exchanges and trio.current_time() - self.used_at >= IDLE_S
         self._lose("the connection was idle")
         with trio.move_on_after(CLOSE_S):
-            await websocket.aclose()
+            await websocket.close()
+            await trio.sleep_forever()  # The reader hears the other end close, and ends this.
         self.close()
 
 
@@ -321,9 +305,8 @@ def _lost(error: BaseException | None) -> str:
     """Why a connection was lost, in a few words."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    if isinstance(error, ConnectionClosed):
-        closed = error.reason
-        return f"the connection was closed ({closed.code} {closed.reason or closed.name})" if closed else "closed"
+    if isinstance(error, WebsocketClosed):
+        return str(error)
     if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
         return "the connection broke"
     return f"no connection ({error})"
@@ -336,6 +319,8 @@ class ConnectionPool:
         self._nursery = nursery
         self._open_stream = open_stream
         self._tls = client_tls()
+        self._alarm = Alarm()
+        nursery.start_soon(self._alarm.run)
         self._connections: dict[Peer, list[Connection]] = {}
 
     def submit(self, peer: Peer, request: Generate | Embed) -> Exchange:
@@ -344,7 +329,7 @@ class ConnectionPool:
             if connection.lost is None and connection.in_flight < MAX_REQUESTS:
                 return connection.submit(request)
         self._close_surplus()
-        connection = Connection(peer)
+        connection = Connection(peer, self._alarm)
         self._connections.setdefault(peer, []).append(connection)
         self._nursery.start_soon(self._run, connection)
         return connection.submit(request)

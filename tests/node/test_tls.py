@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamanet.client.tls import client_tls, ed25519_key_untrusted, verify_peer
+from llamanet.client.tls import TlsStream, client_tls, ed25519_key_untrusted, verify_peer
 from llamanet.errors import BadMessage, NodeFailed
 from llamanet.node.tls import make_certificate, server_tls
 from llamanet.wire.identity import Identity
@@ -63,17 +63,77 @@ def test_a_cut_certificate_is_refused(cut):
 async def handshake(server_context: ssl.SSLContext, expected: Identity):
     ours, theirs = trio.testing.memory_stream_pair()
     server = trio.SSLStream(theirs, server_context, server_side=True)
-    client = trio.SSLStream(ours, client_tls())
+    client = TlsStream(ours, client_tls())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.do_handshake)
         await client.do_handshake()
     verify_peer(client, expected.public_key, "alice")
-    return client
+    return client, server
 
 
 async def test_the_handshake_is_tls_1_3_and_proves_the_identity():
-    client = await handshake(server_tls(NODE), NODE)
-    assert client.version() == "TLSv1.3"
+    _, server = await handshake(server_tls(NODE), NODE)
+    assert server.version() == "TLSv1.3"
+
+
+async def test_what_is_written_is_read_at_the_other_end_all_that_came_at_once():
+    client, server = await handshake(server_tls(NODE), NODE)
+    for size in (1, 100_000):
+        await client.send_all(bytes(size))
+        received = b""
+        while len(received) < size:
+            received += await server.receive_some()
+        assert received == bytes(size)
+    await server.send_all(b"one record, ")
+    await server.send_all(b"and another")
+    assert await client.receive_some() == b"one record, and another"
+
+
+async def test_reading_ends_when_the_other_end_closes_however_it_does():
+    for close in (trio.SSLStream.aclose, lambda server: server.transport_stream.aclose()):
+        client, server = await handshake(server_tls(NODE), NODE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(close, server)
+            assert await client.receive_some() == b""
+            await client.aclose()
+
+
+async def test_garbage_ends_the_handshake_and_reading():
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.send_all(b"no TLS at all")
+    with pytest.raises(ssl.SSLError):
+        await TlsStream(ours, client_tls()).do_handshake()
+    client, server = await handshake(server_tls(NODE), NODE)
+    await server.transport_stream.send_all(b"nor here, " * 100)
+    with pytest.raises(ssl.SSLError):
+        await client.receive_some()
+
+
+async def test_a_peer_that_leaves_in_the_handshake():
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.aclose()
+    with pytest.raises(trio.BrokenResourceError):
+        await TlsStream(ours, client_tls()).do_handshake()
+
+
+async def test_tls_over_a_socket():
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    async with listener, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def serve():
+            server = trio.SSLStream(await listener.accept(), server_tls(NODE), server_side=True, https_compatible=True)
+            await server.send_all(await server.receive_some())
+            await server.aclose()
+
+        host, port = listener.socket.getsockname()[:2]
+        async with TlsStream(await trio.open_tcp_stream(host, port), client_tls()) as client:
+            await client.do_handshake()
+            with trio.move_on_after(0):
+                await client.receive_some()
+            await client.send_all(b"there and back")
+            assert await client.receive_some() == b"there and back"
+            assert await client.receive_some() == b""
 
 
 async def test_another_identity_is_refused():
