@@ -3,7 +3,8 @@
 Rules:
 - Texts go out in batches of `MAX_TEXTS`, one after the other; a batch that a node fails is asked of the next one.
 - All vectors come from one model file: the digest is that of the first node that answered.
-- A node that is silent is asked by UDP; dead, or hanging (`client/attempt.py`), it is left.
+- A node that is silent is asked by UDP; dead, or with a batch of texts that does not end (`client/attempt.py`), it is
+  left.
 - While all nodes are busy, the call waits as a stream does, and as long (`client/budget.py`).
 """
 

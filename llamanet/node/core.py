@@ -273,10 +273,13 @@ class EngineCore:
             texts.append(tokens)
             self._embedded += len(tokens)
         start = self.clock()
+        self.rates.step_began = start
         try:
             result: list[bytes] | BackendError = self.backend.embed(texts)
         except BackendError as error:
             result = error
+        finally:
+            self.rates.step_began = None
         self._events.append(Embedded(batch.serial, result))
         self.rates.embedded_tokens += self._embedded
         end = self.clock()

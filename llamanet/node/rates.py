@@ -52,7 +52,7 @@ class Rates:
     pending_tokens: int = 0
     """Of the prompts of running requests, what is still to be computed."""
     step_began: float | None = None
-    """When the step in flight began, on the engine's clock; None between steps."""
+    """When the step in flight, or the batch of texts, began, on the engine's clock; None between them."""
     _prompt_s: float = attrs.field(default=0.0, init=False)
     _prompt_tokens: float = attrs.field(default=0.0, init=False)
     """The averages that `prefill` is the ratio of, so that long prompts count for more."""

@@ -298,14 +298,17 @@ class TrioWorker:
             commands = list(self._inbox)
             self._inbox.clear()
             core.execute(commands)
+            began = self.clock()
             step = core.plan()
             if self._script and self._script.spent:
+                core.rates.step_began = began  # For all others it lasts as long as the script says.
                 await self._sleep()
+                core.rates.step_began = None
             deliver(core.take_events())
             if step.parts:
                 began = self.clock()
                 core.compute(step)
-                core.rates.step_began = began  # For all others it lasts as long as the script says.
+                core.rates.step_began = began
                 await self._sleep()
                 core.rates.step_began = None
             else:

@@ -3,8 +3,9 @@
 import pytest
 import trio
 
+from llamanet.client.attempt import EMBED_STEP_S
 from llamanet.errors import NoNodeServes, RequestRefused, SwarmBusy
-from llamanet.testing.backend import scripted_text, scripted_tokens, scripted_vector
+from llamanet.testing.backend import ScriptedBackend, scripted_text, scripted_tokens, scripted_vector
 from llamanet.testing.cluster import Cluster
 from llamanet.wire.inference import MAX_TEXTS
 
@@ -155,3 +156,50 @@ async def test_who_asks_for_any_model_gets_none_that_only_embeds(autojump_clock,
     with pytest.raises(RequestRefused, match="embed"):
         await client.generate("hello", model="bge", max_tokens=1)
     assert (await client.embed(["hello"])).node_id == "embedder"
+
+
+class StuckBackend(ScriptedBackend):
+    """Its first batch of texts never ends."""
+
+    def embed(self, texts):
+        self._spend(1e6)
+        return super().embed(texts)
+
+
+class SlowBackend(ScriptedBackend):
+    """Each batch of texts takes its time."""
+
+    def embed(self, texts):
+        self._spend(20.0)
+        return super().embed(texts)
+
+
+async def test_a_node_whose_batch_does_not_end_is_left(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_node("stuck", make_backend=StuckBackend)
+    await trio.sleep(3)
+    client = await cluster.start_client()
+    replies = []
+
+    async def embed():
+        replies.append(await client.embed(TEXTS[:4]))
+
+    async with trio.open_nursery() as asking:
+        asking.start_soon(embed)
+        await trio.sleep(1)
+        await cluster.start_node("well")
+        asked_at = trio.current_time()
+    assert replies[0].vectors == VECTORS[:4]
+    assert replies[0].hops == (("stuck", "it hangs: alive, but no token comes"),)
+    assert EMBED_STEP_S - 2 < trio.current_time() - asked_at < EMBED_STEP_S + 10
+
+
+async def test_a_node_that_embeds_for_minutes_is_waited_for(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_node("slow", make_backend=SlowBackend, slots=4)
+    await trio.sleep(3)
+    client = await cluster.start_client()
+    asked_at = trio.current_time()
+    reply = await client.embed(TEXTS[:40])
+    assert (reply.vectors, reply.hops) == (VECTORS[:40], ())
+    assert trio.current_time() - asked_at > 5 * EMBED_STEP_S
