@@ -6,6 +6,7 @@ Rules:
   or the internet, or take too long.
 - A line that begins a node or a gateway runs until the page ends, or until a comment `<!-- new swarm -->`; then it has
   to drain, and to end with status 0. All else has to end by itself, with status 0.
+- The Hugging Face hub is a server on this machine that speaks its protocol, and has `owner/repo`.
 - Put in place of what differs between machines are only addresses and ports, which are those of the page's first node
   and of its gateway, and `llamanet1_...`, which is what `llamanet invite` printed last.
 """
@@ -113,7 +114,9 @@ class Service:
 class Session:
     """A reader's machine, with nothing on it but LlamaNet and `models/`."""
 
-    def __init__(self, folder: Path, models: Path) -> None:
+    def __init__(self, folder: Path, models: Path, hub: str) -> None:
+        """Its files are below `folder`; `hub` is the URL of what stands in for the Hugging Face hub."""
+        self._hub = hub
         self._home = folder / "home"
         self._work = folder / "work"
         for made in (self._home, self._work):
@@ -208,6 +211,8 @@ class Session:
             "XDG_STATE_HOME": str(self._home / "state"),
             "PATH": f"{commands}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
+            "HF_ENDPOINT": self._hub,
+            "HF_HOME": str(self._home / "hub"),
             "HOST": "127.0.0.1",
             "PORT": "0",
             "DHT_PORT": "0",

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import pytest
 from doc_session import ROOT, RUN, Session, blocks_of, commands_of
+from fake_hub import FakeHub
 
 from llamanet.cli import COMMANDS, cli
 
@@ -14,14 +15,28 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLLOWED = [
     "README.md",
     *(f"docs/{name}.md" for name in ("start", "running", "embedding", "tools", "upstream", "gateway", "earlier")),
+    *(f"docs/{name}.md" for name in ("models", "operations")),
 ]
-LANGUAGES = {*RUN, "console", "text", "json", "ini", "new swarm"}
+
+
+@pytest.fixture(scope="module")
+def hub(model):
+    hub = FakeHub()
+    hub.files["owner/repo"] = {"a-Q4_K_M.gguf": model.read_bytes()}
+    yield hub.url
+    hub.close()
+
+
+def test_every_page_with_something_to_run_is_followed():
+    by_hand = {"configuration.md"}  # Its file is read by every command, in `test_site`.
+    told = {page.name for page in PAGES if any(block.language in ("sh", "toml") for block in blocks_of(page))}
+    assert told - by_hand == {Path(name).name for name in FOLLOWED}
 
 
 @pytest.mark.parametrize("name", FOLLOWED)
-def test_a_page_does_what_it_says(name, model, tmp_path):
+def test_a_page_does_what_it_says(name, model, hub, tmp_path):
     page = ROOT / name
-    with Session(tmp_path, model.parent) as session:
+    with Session(tmp_path, model.parent, hub) as session:
         for block in blocks_of(page):
             if block.language in (*RUN, "new swarm"):
                 try:
