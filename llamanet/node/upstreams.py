@@ -61,7 +61,8 @@ async def serve_upstream(
             base_url=settings.url.rstrip("/") + "/",
             headers=headers,
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=settings.slots),
+            # A connection for each request: a server may close an idle one at the very time that it is taken again.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             trust_env=False,
         ) as http,
         trio.open_nursery() as nursery,

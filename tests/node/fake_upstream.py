@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -45,6 +46,10 @@ class FakeServer:
     models: bytes = b'{"data": [{"id": "m"}]}'
     asked: list[dict[str, Any]] = attrs.field(factory=list)
     open: int = 0
+    keeps: bool = False
+    """Whether it leaves connections open."""
+    reused: int = 0
+    """Connections that brought another request."""
     left: int = 0
     """Requests whose connection the asker closed."""
 
@@ -75,6 +80,8 @@ class FakeServer:
                 self.left += 1
             finally:
                 self.open -= 1
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                self.reused += bool(self.keeps and await stream.receive_some())
 
     async def _read(self, stream: trio.SocketStream) -> bytes:
         data = b""

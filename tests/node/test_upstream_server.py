@@ -219,6 +219,16 @@ async def test_no_more_requests_there_than_slots(engine, server):
     assert len(server.asked) == SLOTS
 
 
+async def test_no_connection_is_taken_twice(engine, server):
+    body = event("hello") + END
+    server.keeps = True
+    head = HEAD.replace(b"connection: close", b"content-length: %d" % len(body))
+    server.answer = says(body, head=head)
+    for _ in range(3):
+        assert (await ask(engine)).text == "hello"
+    assert server.reused == 0
+
+
 async def test_many_streams_at_once_are_not_mixed_up(engine, server):
     async def echo(stream, body):
         word = str(body["seed"])
