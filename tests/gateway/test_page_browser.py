@@ -399,6 +399,7 @@ def test_narrow_and_dark(page):
     page.wait_nodes("a-node-with-a-rather-long-label", "oslo")
     widths = "return ['html', '.swarm', '.chat'].map((name) => document.querySelector(name).scrollWidth)"
     assert max(page.js(widths)) <= 320
+    assert page.js("return document.scrollingElement.scrollHeight") <= 640  # One bar scrolls, that of the swarm.
     assert not page.find("#chat").is_displayed()
     page.find("#view-chat").click()
     assert page.find("#composer-text").is_displayed()
