@@ -1,5 +1,5 @@
-"""A stream is cancelled ever later: in a hedge race, in the client's queue, while its silent node is asked, while it moves
-to the next one. Nothing is left of it, here or there."""
+"""A stream is cancelled ever later: in a hedge race, in the client's queue, while its silent node is asked, while it
+moves to the next one. Nothing is left of it, here or there."""
 
 import pytest
 import trio
