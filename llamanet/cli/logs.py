@@ -39,3 +39,5 @@ def set_up_logging(level: str, style: str) -> None:
     # Other libraries' chatter (trio-websocket logs each frame) is of use only to those who ask for everything.
     logging.basicConfig(level=logging.DEBUG if level == "debug" else logging.WARNING, handlers=[handler])
     logging.getLogger("llamanet").setLevel(level.upper())
+    # HTTP/2's library logs each header, and with it the API key; that is nobody's to know.
+    logging.getLogger("hpack").setLevel(logging.INFO)
