@@ -3,11 +3,14 @@
 Nothing is made or changed: a key that is missing is not made, a model is not pulled, and a port is let go at once.
 """
 
+import contextlib
 import errno
+import http.client
 import json
 import os
 import shutil
 import socket
+import ssl
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +70,7 @@ def look_at_machine(asked: Asked, say: Say) -> Machine:
     """The facts. Blocks, mostly for llama.cpp."""
     node = None if asked.client else ask_node(asked.control or default_control_path(asked.data_dir, asked.dht_port))
     swarm_key_file = asked.swarm_key_file and secret_file("swarm key file", asked.swarm_key_file, load_swarm_key)
-    http = asked.http and Http(
+    gateway = asked.http and Http(
         host=asked.http.host,
         public=asked.http.public,
         key_file=asked.http.key_file,
@@ -77,7 +80,7 @@ def look_at_machine(asked: Asked, say: Say) -> Machine:
     )
     machine = Machine(
         swarm_key_file=swarm_key_file or None,
-        http=http or None,
+        http=gateway or None,
         ports=tuple(_ports(asked, node)),
         version=__version__,
     )
@@ -157,7 +160,9 @@ def _ports(asked: Asked, node: RunningNode | None) -> list[Port]:
             ("DHT", "UDP", "--dht-port (DHT_PORT)", asked.host, asked.dht_port, node and node.dht_port),
         ]
     if asked.http:
-        wanted.append(("HTTP", "TCP", "--http-port (HTTP_PORT)", asked.http.host, asked.http.port, None))
+        place = asked.http.host, asked.http.port
+        own = place[1] if _is_gateway(*place) else None
+        wanted.append(("HTTP", "TCP", "--http-port (HTTP_PORT)", *place, own))
     return [
         Port(
             what=what,
@@ -184,6 +189,25 @@ def _cannot_bind(protocol: str, host: str, port: int) -> str | None:
     except OSError as error:
         return "another program has it" if error.errno == errno.EADDRINUSE else str(error.strerror)
     return None
+
+
+def _is_gateway(host: str, port: int) -> bool:
+    """Whether a gateway of LlamaNet answers there; it describes its API to everybody."""
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    unchecked = ssl.create_default_context()
+    unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
+    for connection in (
+        http.client.HTTPConnection(near, port, timeout=CONTROL_S),
+        http.client.HTTPSConnection(near, port, timeout=CONTROL_S, context=unchecked),
+    ):
+        with contextlib.closing(connection):
+            try:
+                connection.request("GET", "/openapi.json")
+                told = json.loads(connection.getresponse().read())
+                return bool(told["info"]["title"] == "LlamaNet")
+            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+                continue
+    return False
 
 
 def _model(source: str, slots: Slots) -> tuple[ModelFile, Path | None]:

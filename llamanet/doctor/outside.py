@@ -35,8 +35,6 @@ def _judge(facts: Surroundings) -> Iterator[Finding]:
             "Others connect to what is announced; if that does not lead here, they fail.",
             f"Announce {facts.observed_instead} (--announce, ANNOUNCE), leave it out, or forward both ports.",
         )
-    elif facts.announced and facts.observed:
-        yield ok("announce", f"nothing speaks against the announced address {', '.join(facts.announced)}")
 
 
 def bootstrap_peer(peer: BootstrapPeer, *, private: bool, alone: bool) -> Finding:

@@ -332,7 +332,7 @@ async def _connect(host: str, port: int) -> str | None:
         with trio.fail_after(CONNECT_S):
             stream = await trio.open_tcp_stream(host, port)
     except OSError as error:
-        return error.strerror or str(error)
+        return _why(error)
     except trio.TooSlowError:
         return f"no answer within {CONNECT_S:.0f} s"
     await trio.aclose_forcefully(stream)
@@ -351,8 +351,14 @@ async def _key_at(host: str, port: int) -> PublicKey | str:
             finally:
                 await trio.aclose_forcefully(stream)
     except OSError as error:
-        return error.strerror or str(error)
+        return _why(error)
     except trio.TooSlowError:
         return f"no answer within {CONNECT_S:.0f} s"
     except (trio.BrokenResourceError, BadMessage):
         return "what answers there speaks no TLS of a node"
+
+
+def _why(error: OSError) -> str:
+    # Of the attempts at several addresses trio tells in the cause.
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    return cause.strerror or str(cause)

@@ -14,8 +14,11 @@ import trio
 from llamanet.dht.keyfile import hold_identity
 from llamanet.dht.service import DhtConfig, serve_dht
 from llamanet.dht.transport import UdpTransport
+from llamanet.gateway.config import GatewayConfig
+from llamanet.gateway.service import serve_gateway
 from llamanet.node import service
 from llamanet.node.config import NodeConfig
+from llamanet.swarm import Swarm
 from llamanet.testing.processes import NodeProcess
 from llamanet.wire.envelope import Network
 from llamanet.wire.identity import Identity
@@ -263,6 +266,14 @@ def test_a_silent_peer_is_not_taken_for_more_than_silence(examine):
         assert examine("--client", "--bootstrap-nodes", peer) == {
             "bootstrap": ("error", f"the bootstrap peer {peer} is silent")
         }
+
+
+async def test_a_gateway_that_runs_has_its_port(examine):
+    port, _ = free_ports()
+    async with Swarm() as swarm, trio.open_nursery() as nursery:
+        await nursery.start(serve_gateway, swarm, GatewayConfig(http_port=port))
+        assert await trio.to_thread.run_sync(partial(examine, "--http-port", port)) == {}
+        nursery.cancel_scope.cancel()
 
 
 def test_a_key_file_that_another_node_holds(examine, tmp_path, ports):
