@@ -185,5 +185,7 @@ class Surroundings:
     observed_instead: str | None = None
     reached: tuple[Reached, ...] = ()
     contacts: int = 0
+    node_silent: bool = False
+    """Whether the node that runs here does not hear us, nor does anybody else."""
     private: bool = False
     """Whether we have a swarm key."""

@@ -19,6 +19,13 @@ def judge_surroundings(facts: Surroundings) -> list[Finding]:
 def _judge(facts: Surroundings) -> Iterator[Finding]:
     for peer in facts.peers:
         yield bootstrap_peer(peer, private=facts.private, alone=not any(other.answered for other in facts.peers))
+    if facts.node_silent:
+        yield warning(
+            "swarm-key",
+            "the node that runs here does not hear the doctor",
+            "By its name or its key it is in another swarm than the doctor was told of, which sees nothing of it.",
+            "Give the doctor the node's own --swarm-name and --swarm-key-file, or --join.",
+        )
     if facts.clocks:
         yield clock(facts.clocks)
     if facts.dialable:

@@ -98,6 +98,7 @@ async def look_around(membership: Membership, here: Here | None, say: Say) -> Su
         with trio.move_on_after(JOIN_S):
             await dht.wait_joined()
             await dht.find_nodes(dht.identity.node_id)
+        facts = attrs.evolve(facts, node_silent=own_id is not None and not dht.joined)
         facts = await _ask_around(dht, facts, here, say)
         nursery.cancel_scope.cancel()
     return facts

@@ -47,6 +47,10 @@ def test_bootstrap_peers():
     assert bad(peers=(attrs.evolve(PEER, ours=True),)) == []
 
 
+def test_a_node_of_another_swarm_than_the_doctor_was_told_of():
+    assert bad(node_silent=True) == [("swarm-key", "warning")]
+
+
 def test_silence_is_told_as_silence():
     silent = BootstrapPeer(peer="b:1")
     for words in "Nothing runs there", "UDP is blocked", "we have none":

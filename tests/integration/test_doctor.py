@@ -187,6 +187,10 @@ def test_another_swarm_name(examine, node):
     assert "silent" in found["bootstrap"][1]
 
 
+def test_a_node_here_that_is_in_another_swarm(examine, node):
+    assert examine(*at(node), "--swarm-name", "elsewhere")["swarm-key"][0] == "warning"
+
+
 def test_a_missing_model(examine, tmp_path):
     found = examine("--model", tmp_path / "no.gguf")
     assert found == {"model": ("error", f"{tmp_path}/no.gguf does not exist; check the path of the model")}
