@@ -50,6 +50,9 @@ MAX_WAITING = 64
 BUFFER_TOKENS = 256
 READER_S = 30.0
 """How long a reader that lags may take nothing, before its stream is ended."""
+MEASURE_S = 1.0
+MEASURABLE_S = 0.05
+"""Speed is measured over so long, and never over less: servers send several pieces at once."""
 SHORT_PROMPT_TOKENS = 32
 CHARS_A_TOKEN = 4
 """Before the server has counted a prompt."""
@@ -182,8 +185,8 @@ class UpstreamEngine:
         tool_format = CALL_FORMAT if request.tools else None
         relay._accept(Accepted(id=request.id, node_id=self._label, prompt_tokens=guessed, tool_format=tool_format))
         self.rates.admitted(queue_s=began - arrived, prompt_tokens=guessed, cached_tokens=0)
-        made = 0
-        last = first = began
+        made = measured = 0
+        last = first = since = began
         async for data in _events(response):
             chunk = decode_json(data)
             if isinstance(chunk, dict) and chunk.get("error"):
@@ -192,11 +195,16 @@ class UpstreamEngine:
             for piece in reader.read(chunk):
                 if made:
                     self.rates.drew(now - last)
-                    self.rates.step(drawing=1, tokens=1, seconds=now - last, now=now)
+                    measured += 1
+                    if now - since >= MEASURE_S:
+                        self.rates.step(drawing=1, tokens=1, seconds=(now - since) / measured, now=now)
+                        since, measured = now, 0
                 else:
-                    first = now
+                    first = since = now
                     self.rates.drew_first(now - arrived)
-                    self.rates.step(drawing=0, tokens=guessed, seconds=now - began, now=now)
+                    # A prompt of a few words takes no less time than a short one.
+                    tokens = max(guessed, SHORT_PROMPT_TOKENS)
+                    self.rates.step(drawing=0, tokens=tokens, seconds=now - began, now=now)
                 last = now
                 place = len(request.resume) + made
                 logprobs = piece.logprobs and attrs.evolve(piece.logprobs, token=place)
@@ -205,6 +213,8 @@ class UpstreamEngine:
             await relay.wait_room()
         if reader.finish_reason is None:
             return _broken(request, None)
+        if last - since >= MEASURABLE_S:
+            self.rates.step(drawing=1, tokens=1, seconds=(last - since) / measured, now=last)
         self.rates.served(last - began)
         resumed = len(request.resume)
         if request.sampling.logprobs is None:

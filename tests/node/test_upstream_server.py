@@ -219,6 +219,24 @@ async def test_no_more_requests_there_than_slots(engine, server):
     assert len(server.asked) == SLOTS
 
 
+async def test_speed_is_measured_over_what_comes_in_bursts(engine, server):
+    async def answer(stream, body):
+        await stream.send_all(HEAD)
+        for _ in range(8):
+            await trio.sleep(0.05)
+            await stream.send_all(event("a") * 5)
+        await stream.send_all(END)
+
+    server.answer = answer
+    assert (await ask(engine)).tokens == 40
+    state = engine.state()
+    assert 40 < state.tokens_per_second < 130
+    assert 0 < state.ttft_s < 1
+    server.answer = says(event("a") * 8, END)
+    await ask(engine)
+    assert engine.state().tokens_per_second < 130
+
+
 async def test_no_connection_is_taken_twice(engine, server):
     body = event("hello") + END
     server.keeps = True
