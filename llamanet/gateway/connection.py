@@ -39,5 +39,8 @@ class Connection(TCPServer):
                     sent = 0  # Full, or broken; hypercorn's way finds out which.
                 if sent == len(event.data):
                     return
-                event = RawData(data=event.data[sent:])
+                # Half of a piece must not be all of it: who sends may be cancelled, and somebody else goes on sending.
+                with trio.CancelScope(shield=sent > 0):
+                    await super().protocol_send(RawData(data=event.data[sent:]))
+                return
         await super().protocol_send(event)

@@ -15,6 +15,7 @@ from llamanet.errors import DeadlineExceeded, LlamaNetError, NoNodeServes, NotJo
 INVALID_REQUEST = "invalid_request_error"
 READER_LEFT = 499
 """The status of a request whose reader went away; nginx's number, for HTTP has none."""
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 UNAVAILABLE_RETRY_S = 5
 """When somebody whom no node could answer may come back."""
 
@@ -80,4 +81,4 @@ def _refused(error: RequestRefused) -> ApiError:
 def to_json(value: Any) -> bytes:
     """`value` as JSON in UTF-8."""
     # A lone surrogate, which UTF-8 cannot say, becomes its own JSON escape.
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
+    return _JSON.encode(value).encode(errors="backslashreplace")

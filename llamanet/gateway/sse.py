@@ -1,7 +1,8 @@
 """Server-sent events, from something that makes them to a reader who may be slow, silent, or gone.
 
 Rules:
-- At most `BUFFER_BYTES` wait for a slow reader; then whoever makes the events waits too, and the node with it.
+- Whoever makes an event sends it, for a change of tasks would cost more. While somebody else is sending, at most
+  `BUFFER_BYTES` wait; then whoever makes the events waits too, and the node with it.
 - What has gathered is sent at once, so that a reader who lags costs less, not more.
 - The response's head waits for the first event, so that a failure before it has its proper status. After `HEAD_AFTER_S`
   it is sent all the same, for a proxy between may wait no longer.
@@ -12,6 +13,7 @@ Source: WHATWG HTML, section 9.2, "Server-sent events".
 
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeAlias
 
 import trio
 from starlette.requests import ClientDisconnect
@@ -28,9 +30,11 @@ IDLE_S = 15.0
 COMMENT = b": still here\n\n"
 DONE = b"data: [DONE]\n\n"
 
+SendBytes: TypeAlias = Callable[[bytes], Awaitable[None]]
+
 
 class Buffer:
-    """Events on their way. One task reads; any number write."""
+    """Events on their way. One task takes them or lets them through; any number write."""
 
     def __init__(self) -> None:
         self._events: list[bytes] = []
@@ -39,11 +43,18 @@ class Buffer:
         self._error: LlamaNetError | None = None
         self._news = trio.Event()
         self._room = trio.Event()
+        self._send: SendBytes | None = None
+        """Where events go from now on."""
+        self._sending = False
+        self._sent_at = 0.0
 
     async def put(self, event: bytes) -> None:
-        """Add an event, and wait while there are too many."""
+        """Add an event; send it, if that is possible now, or wait while there are too many."""
         self._events.append(event)
         self._bytes += len(event)
+        if self._send is not None and not self._sending:
+            await self._flush(self._send)
+            return
         self._news.set()
         while self._bytes > BUFFER_BYTES:
             await self._room.wait()
@@ -63,13 +74,40 @@ class Buffer:
                 self._news = trio.Event()
                 await self._news.wait()
         if self._events:
-            events, self._events, self._bytes = self._events, [], 0
-            room, self._room = self._room, trio.Event()
-            room.set()
-            return b"".join(events)
+            return self._take_all()
         if self._error is not None:
             raise self._error
         return b"" if self._ended else None
+
+    async def pass_on(self, send: SendBytes) -> None:
+        """Let all events through to `send` until the end, and comments where there is none. Raises as `take`."""
+        self._send = send
+        await self._flush(send)
+        while not self._ended:
+            silent_since = trio.current_time() if self._sending else self._sent_at
+            self._news = trio.Event()
+            with trio.move_on_at(silent_since + IDLE_S):
+                await self._news.wait()
+            if not self._ended and not self._sending and trio.current_time() - self._sent_at >= IDLE_S:
+                await self.put(COMMENT)
+        await self._flush(send)
+        if self._error is not None:
+            raise self._error
+
+    async def _flush(self, send: SendBytes) -> None:
+        self._sending = True
+        try:
+            while self._events:
+                await send(self._take_all())
+            self._sent_at = trio.current_time()
+        finally:
+            self._sending = False
+
+    def _take_all(self) -> bytes:
+        events, self._events, self._bytes = self._events, [], 0
+        room, self._room = self._room, trio.Event()
+        room.set()
+        return b"".join(events)
 
 
 class EventResponse:
@@ -112,10 +150,14 @@ class EventResponse:
         headers.update(self._headers())
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
+
+        async def send_some(events: bytes) -> None:
+            await send({"type": "http.response.body", "body": events, "more_body": True})
+
         try:
-            while events != b"":
-                await send({"type": "http.response.body", "body": events or COMMENT, "more_body": True})
-                events = await buffer.take(IDLE_S)
+            if events != b"":
+                await send_some(events or COMMENT)
+                await buffer.pass_on(send_some)
             last = b""
         except LlamaNetError as error:
             last = b"event: error\n" + event(api_error(error).body())

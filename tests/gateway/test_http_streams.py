@@ -100,3 +100,30 @@ async def test_a_buffer_holds_what_fits_and_ends_with_its_error(autojump_clock):
     assert await buffer.take(1) is None
     buffer.end()
     assert await buffer.take(1) == b""
+
+
+async def test_events_go_out_one_piece_at_a_time_and_comments_where_there_are_none(autojump_clock):
+    buffer, sent = Buffer(), []
+
+    async def send(piece):
+        sent.append((trio.current_time() - start, piece))
+        await trio.sleep(1)
+
+    async def write():
+        await trio.sleep(sse.IDLE_S + 5)
+        async with trio.open_nursery() as writers:
+            for piece in (b"b", b"c", b"d"):
+                writers.start_soon(buffer.put, piece)
+        buffer.end()
+
+    start = trio.current_time()
+    await buffer.put(b"a")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        await buffer.pass_on(send)
+    (began, first), (silent, comment), (busy, one), (later, rest) = sent
+    assert (began, first) == (0, b"a")
+    assert (silent, comment) == (sse.IDLE_S + 1, sse.COMMENT)
+    assert (busy, later) == (sse.IDLE_S + 5, sse.IDLE_S + 6)
+    assert sorted(one + rest) == list(b"bcd")
+    assert len(one) == 1
