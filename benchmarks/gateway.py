@@ -238,6 +238,10 @@ class Cost:
     bytes: int
     """Resident memory, at most."""
     gaps: list[float]
+    busy: float
+    """Share of the time in which it had a processor; near 1 it is saturated."""
+    machine_busy: float
+    """Share of all processors' time that anybody had; near 1 it is the machine that is."""
 
 
 async def cost(http: Http, streams: int, tokens: int) -> Cost:
@@ -250,13 +254,28 @@ async def cost(http: Http, streams: int, tokens: int) -> Cost:
             most = max(most, memory_bytes(http.pid))
             await trio.sleep(0.2)
 
-    before = cpu_s(http.pid)
+    before, idle, start = cpu_s(http.pid), idle_s(), time.perf_counter()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch)
         heard = await load(http.ask, streams, tokens)
         nursery.cancel_scope.cancel()
-    spent = cpu_s(http.pid) - before
-    return Cost(1e6 * spent / (streams * tokens), most, all_gaps(heard))
+    spent, wall = cpu_s(http.pid) - before, time.perf_counter() - start
+    machine_busy = 1 - (idle_s() - idle) / (wall * (os.cpu_count() or 1))
+    return Cost(1e6 * spent / (streams * tokens), most, all_gaps(heard), spent / wall, machine_busy)
+
+
+def idle_s() -> float:
+    """Time that the processors of this machine had nothing to do; proc_stat(5), the line `cpu`, its fourth number."""
+    with open("/proc/stat") as file:
+        return int(file.readline().split()[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def saturation(costs: Sequence[Cost]) -> str:
+    """What there was too little of, if anything: nodes and readers share the machine with what is measured."""
+    gateway_busy, machine_busy = (
+        statistics.median(getattr(one, name) for one in costs) for name in ("busy", "machine_busy")
+    )
+    return f"the gateway was busy {gateway_busy:.0%} of the time, the machine {machine_busy:.0%}"
 
 
 def all_gaps(heard: Sequence[Heard]) -> list[float]:
@@ -312,11 +331,12 @@ async def _measure(peer: str, http: Http, proxy: Http, rounds: int, tokens: int,
         direct = Direct(swarm)
         without, through = await ttfts(direct, http, rounds)
         ours, theirs = [], []
-        for repeat in range(repeats + 1):
-            costs = await cost(http, FEW, tokens), await cost(proxy, FEW, tokens)
-            if repeat:  # The first one warms both up.
-                ours.append(costs[0].us_a_token)
-                theirs.append(costs[1].us_a_token)
+        async with trio.open_nursery() as warming_up:
+            for one in (http, proxy):
+                warming_up.start_soon(load, one.ask, FEW, WARM_UP)
+        for _ in range(repeats):
+            ours.append((await cost(http, FEW, tokens)).us_a_token)
+            theirs.append((await cost(proxy, FEW, tokens)).us_a_token)
         bare = [percentile(all_gaps(await load(direct.ask, STREAMS, tokens)), 0.99) for _ in range(repeats)]
         many = [await cost(http, STREAMS, tokens) for _ in range(repeats)]
         gaps = [percentile(one.gaps, 0.99) for one in many]
@@ -338,7 +358,7 @@ async def _measure(peer: str, http: Http, proxy: Http, rounds: int, tokens: int,
             unit="ms",
             better="lower",
             target=50,
-            ours=spread([ms * value for value in gaps], "ms"),
+            ours=spread([ms * value for value in gaps], "ms") + f" ({saturation(many)})",
             peer="direct: " + spread([ms * value for value in bare], "ms"),
         ),
         Case(
@@ -385,7 +405,7 @@ def measure(quick: bool, python: str | None) -> list[Case]:
             held.enter_context(paced_node("paced", STEP_S, peer))
         http = held.enter_context(gateway(peer))
         proxy = held.enter_context(litellm(python, held.enter_context(gateway(peer))))
-        return trio.run(_measure, peer, http, proxy, *((40, 30, 1) if quick else (300, 150, 3)))
+        return trio.run(_measure, peer, http, proxy, *((30, 20, 1) if quick else (300, 150, 3)))
 
 
 if __name__ == "__main__":
