@@ -47,7 +47,7 @@ def test_a_line_that_was_mistyped_is_refused(data):
 
 @given(st.integers(len(PREFIX), len(encode_invite(INVITE)) - 2))
 def test_a_line_that_was_cut_is_refused(end):
-    with pytest.raises(BadMessage, match="damaged|characters"):
+    with pytest.raises(BadMessage, match=r"damaged|characters"):
         decode_invite_untrusted(encode_invite(INVITE)[:end])
 
 
