@@ -2,7 +2,7 @@
 
 Rules:
 - Whoever makes an event sends it, for a change of tasks would cost more. While somebody else is sending, at most
-  `BUFFER_BYTES` wait; then whoever makes the events waits too, and the node with it.
+  `BUFFER_BYTES` wait; then whoever makes the events waits too.
 - What has gathered is sent at once, so that a reader who lags costs less, not more.
 - The response's head waits for the first event, so that a failure before it has its proper status. After `HEAD_AFTER_S`
   it is sent all the same, for a proxy between may wait no longer.
