@@ -1,6 +1,9 @@
 """`llamanet doctor`: what is wrong with a node or a client on this machine, why it matters, and what to do."""
 
 import json
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from llamanet.doctor.finding import Finding
     from llamanet.doctor.machine import Asked, HttpAsked, Say
 
+INDENT = 8 * " "
+"""Before all lines of a finding but the first, which has the level there."""
 LOOKED_AT = (
     *("model_path", "host", "port", "dht_port", "announce", "data_dir", "control", "no_tls"),
     *("n_ctx", "n_parallel", "n_gpu_layers", "cache_type_k", "cache_type_v"),
@@ -167,8 +172,16 @@ def _print(findings: "Sequence[Finding]", *, as_json: bool) -> None:
     colours = {"ok": "green", "warning": "yellow", "error": "red"}
     for finding in findings:
         level = finding.level.value
-        click.echo(f"{click.style(f'{level:8}', fg=colours[level])}{finding.what}")
+        click.echo(f"{click.style(f'{level:8}', fg=colours[level])}{_folded(finding.what)}")
         for line in (finding.why, f"To do: {finding.do}" if finding.do else ""):
             if line:
-                click.echo(f"        {line}")
+                click.echo(f"{INDENT}{_folded(line)}")
     click.echo(f"\n{counts['error']} errors, {counts['warning']} warnings")
+
+
+def _folded(text: str) -> str:
+    """`text` in lines that fit the terminal beside `INDENT`; one line where there is no terminal."""
+    if not sys.stdout.isatty():
+        return text
+    columns = max(40, shutil.get_terminal_size().columns - len(INDENT))
+    return f"\n{INDENT}".join(textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False))
