@@ -24,7 +24,7 @@ def command(model: str, data_dir: Path | None, log_level: str, log_format: str) 
     set_up_logging(log_level, log_format)
     # Imported only now, so that --help and a mistaken option are answered at once.
     from llamanet.cli.progress import progress_bars
-    from llamanet.models.hub import pull
+    from llamanet.models.library import newest_model
     from llamanet.models.source import HubSource, parse_source
     from llamanet.settings import default_data_dir
 
@@ -32,5 +32,5 @@ def command(model: str, data_dir: Path | None, log_level: str, log_format: str) 
     if not isinstance(source, HubSource):
         raise UserError(f"{model} is in no repository of the hub; write hf:owner/repo")
     with progress_bars() as report:
-        path = pull(source, (data_dir or default_data_dir()) / "digests.json", report)
+        path = newest_model(source, (data_dir or default_data_dir()) / "digests.json", report)
     click.echo(path)

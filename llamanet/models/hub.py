@@ -81,6 +81,15 @@ def cache_dir() -> Path | None:
     return Path(constants.HF_HUB_CACHE)
 
 
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return False
+    return constants.HF_HUB_OFFLINE
+
+
 def _import() -> Any:
     try:
         import huggingface_hub

@@ -5,6 +5,7 @@ https://huggingface.co/docs/huggingface_hub/guides/manage-cache. A model that is
 the hub; `llamanet pull` gets a newer one.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from llamanet.models import hub
 from llamanet.models.progress import Report
 from llamanet.models.shards import model_name, shard_names
 from llamanet.models.source import HubSource, choose, parse_source, quant_of
+
+log = logging.getLogger(__name__)
 
 
 @attrs.frozen(kw_only=True)
@@ -40,6 +43,15 @@ def find_model(text: str, digests: Path, report: Report) -> Path:
     if isinstance(source, HubSource) and not Path(text).exists():
         return _in_cache(source) or hub.pull(source, digests, report)
     return _on_this_machine(text, source)
+
+
+def newest_model(source: HubSource, digests: Path, report: Report) -> Path:
+    """As `find_model`, but of what is here already a newer version is pulled, unless HF_HUB_OFFLINE forbids to ask."""
+    path = _in_cache(source) if hub.is_offline() else None
+    if path is None:
+        return hub.pull(source, digests, report)
+    log.info("HF_HUB_OFFLINE is set: the hub is not asked for a newer version of %s", source)
+    return path
 
 
 def find_local_model(text: str) -> Path | None:

@@ -18,7 +18,7 @@ from llamanet.models import hub as hub_module
 from llamanet.models import library
 from llamanet.models.digest import known_digest
 from llamanet.models.hub import pull
-from llamanet.models.library import find_model, local_models
+from llamanet.models.library import find_model, local_models, newest_model
 from llamanet.models.progress import silent
 from llamanet.models.source import HubSource
 
@@ -176,7 +176,10 @@ def test_an_unreachable_hub_is_one_line_and_what_is_here_is_served(
 ) -> None:
     path = pull(HubSource(REPO), digests, silent)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    asked = len(hub.requests)
     assert find_model(f"hf:{REPO}", digests, silent) == path
+    assert newest_model(HubSource(REPO), digests, silent) == path
+    assert len(hub.requests) == asked
     with pytest.raises(UserError, match="was not pulled yet, and HF_HUB_OFFLINE forbids"):
         find_model(f"hf:{REPO}:Q8_0", digests, silent)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
