@@ -139,12 +139,11 @@ async def _serve_node(
 
         dht: Dht = await nursery.start(dht_service)
         log.info(
-            "Node %s (%s) serves %s on %s:%d (TCP, %s), DHT on port %d (UDP)",
+            "Node %s (%s) serves %s on %s (TCP, %s), DHT on port %d (UDP)",
             host.label,
             identity.node_id.hex(),
             ", ".join(host.endpoint.engines),
-            config.host,
-            address.port,
+            Address(config.host, address.port),
             "plain" if config.no_tls else "TLS",
             dht.port,
         )

@@ -104,6 +104,12 @@ async def test_a_node_serves_all_its_models(nursery, config, backends, caplog):
     assert any(f"serves alpha, beta on 127.0.0.1:{node.port} (TCP, TLS)" in message for message in caplog.messages)
 
 
+async def test_an_ipv6_address_is_told_in_brackets(nursery, config, caplog):
+    caplog.set_level(logging.INFO)
+    node = await nursery.start(serve_node, config(host="::1"))
+    assert any(f" on [::1]:{node.port} (TCP, TLS)" in message for message in caplog.messages)
+
+
 async def test_nodes_join_through_each_other_whoever_starts_first(nursery, config):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reserved:
         reserved.bind(("127.0.0.1", 0))
