@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 WIDE = 1000
 """Columns of what is no terminal: nothing is cut there."""
+NARROW = 110
+"""Columns of a terminal that has room for all of a node; with fewer, what changes least is left out."""
 
 
 @attrs.frozen(kw_only=True)
@@ -93,12 +95,12 @@ def command(
                     if once:
                         return
                     await trio.sleep(interval)
-            first = _drawn(await look(swarm))
+            first = _drawn(await look(swarm), console.width)
             with Live(first, console=console, screen=True, auto_refresh=False, redirect_stderr=False) as screen:
                 while True:
                     screen.refresh()
                     await trio.sleep(interval)
-                    screen.update(_drawn(await look(swarm)))
+                    screen.update(_drawn(await look(swarm), console.width))
 
     try:
         run_until_signalled(watch)
@@ -111,49 +113,52 @@ def _print(snapshot: Snapshot, console: "Console", *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(attrs.asdict(snapshot), ensure_ascii=False))
     else:
-        console.print(_drawn(snapshot))
+        console.print(_drawn(snapshot, console.width))
 
 
-def _drawn(snapshot: Snapshot) -> "RenderableType":
+def _drawn(snapshot: Snapshot, width: int) -> "RenderableType":
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
-    for header, justify in _COLUMNS:
-        table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    columns = {name: kind for name, kind in _COLUMNS.items() if width >= NARROW or name not in _LEFT_OUT}
+    for name, (justify, cut) in columns.items():
+        table.add_column(name, justify=justify, no_wrap=not cut)  # type: ignore[arg-type]
     for node in snapshot.nodes:
         busy = node.load >= 1
-        cells = [
-            harmless(node.node_id),
-            ", ".join(map(harmless, node.models)),
-            f"{node.running}/{node.slots}",
-            str(node.waiting),
-            f"{node.tokens_per_second:.1f}",
-            f"{node.ttft_s:.2f} s",
-            f"{1000 * node.rtt:.1f} ms",
-            node.address,
-            node.version,
-            "draining" if node.draining else "busy" if busy else "ready",
-        ]
+        cells = {
+            "node": harmless(node.node_id),
+            "models": ", ".join(map(harmless, node.models)),
+            "running": f"{node.running}/{node.slots}",
+            "waiting": str(node.waiting),
+            "tokens/s": f"{node.tokens_per_second:.1f}",
+            "first token": f"{node.ttft_s:.2f} s",
+            "rtt": f"{1000 * node.rtt:.1f} ms",
+            "address": node.address,
+            "version": node.version,
+            "state": "draining" if node.draining else "busy" if busy else "ready",
+        }
         style = "yellow" if node.draining else "magenta" if busy else ""
         # As plain text, for a node's label may hold what rich would take for markup.
-        table.add_row(*(Text(cell, style=style) for cell in cells))
+        table.add_row(*(Text(cells[name], style=style, no_wrap=True, overflow="ellipsis") for name in columns))
     return Group(Text(_summary(snapshot), style="bold"), Text(_dht_line(snapshot.dht), style="dim"), Text(), table)
 
 
-_COLUMNS = (
-    ("node", "left"),
-    ("models", "left"),
-    ("running", "right"),
-    ("waiting", "right"),
-    ("tokens/s", "right"),
-    ("first token", "right"),
-    ("rtt", "right"),
-    ("address", "left"),
-    ("version", "left"),
-    ("state", "left"),
-)
+_COLUMNS = {
+    "node": ("left", True),
+    "models": ("left", True),
+    "running": ("right", False),
+    "waiting": ("right", False),
+    "tokens/s": ("right", False),
+    "first token": ("right", False),
+    "rtt": ("right", False),
+    "address": ("left", True),
+    "version": ("left", False),
+    "state": ("left", False),
+}
+"""By name, the side that a column keeps to, and whether it is cut where there is too little room."""
+_LEFT_OUT = {"rtt", "address", "version"}
 
 
 def _summary(snapshot: Snapshot) -> str:

@@ -33,3 +33,14 @@ def test_a_terminal_is_drawn_anew_until_ctrl_c(swarm_of_three, monkeypatch):
     child.expect(pexpect.EOF)
     child.close()
     assert (child.exitstatus, child.signalstatus) == (0, None)
+
+
+def test_a_narrow_terminal_shows_less_of_a_node_and_cuts_no_number(swarm_of_three, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    arguments = ["-m", "llamanet", "top", "--bootstrap-nodes", swarm_of_three[0].dht_address]
+    child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=30, dimensions=(30, 80))
+    child.expect(r"running[^\n]*waiting[^\n]*tokens/s[^\n]*first token[^\n]*state")
+    child.expect(r"node-1[^\n]* s[^\n]*ready")
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
