@@ -80,6 +80,14 @@ def is_host(host: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def host_name(_: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
     """An IP address or a host name."""
     if not is_host(value):

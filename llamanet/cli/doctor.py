@@ -102,8 +102,8 @@ def _http(settings: dict[str, Any]) -> "HttpAsked | None":
     if settings["http_port"] is None and settings["http_host"] == "127.0.0.1" and settings["api_key_file"] is None:
         return None
     from llamanet.doctor.machine import HttpAsked
-    from llamanet.gateway.config import is_loopback
     from llamanet.gateway.keys import load_keys
+    from llamanet.settings import is_loopback
 
     problem, file = None, settings["api_key_file"]
     if file is not None:

@@ -1,6 +1,5 @@
 """`llamanet invite`: one line with all that another machine needs to join the swarm."""
 
-import ipaddress
 import json
 import sys
 from typing import Any
@@ -25,6 +24,7 @@ def command(qr: bool, as_json: bool, log_level: str, log_format: str, **membersh
     set_up_logging(log_level, log_format)
     # Imported only now, so that --help and a mistaken option are answered at once.
     from llamanet.cli.signals import run_until_signalled
+    from llamanet.settings import is_loopback
     from llamanet.swarm import Swarm
     from llamanet.wire.invite import Invite, encode_invite
     from llamanet.wire.rpc import Address
@@ -53,16 +53,9 @@ def command(qr: bool, as_json: bool, log_level: str, log_format: str, **membersh
         code.print_ascii(out=sys.stderr, invert=True)
     if invite.swarm_key is not None:
         _tell("whoever has this line can join, use and serve the swarm: hand it on as you would a password", "warning")
-    if all(map(_is_loopback, (peer.host for peer in invite.peers))):
+    if all(map(is_loopback, (peer.host for peer in invite.peers))):
         _tell("only this machine can use this line: its nodes announce loopback addresses (--announce)", "warning")
     _tell("the other machine needs: llamanet node --model FILE --join LINE", "next")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _tell(message: str, kind: str) -> None:

@@ -31,12 +31,11 @@ def show_identity(data_dir: Path | None, dht_port: int, as_json: bool) -> None:
 
     The public key is what `--bootstrap-nodes KEY@HOST:PORT` takes.
     """
-    import platformdirs
-
     from llamanet.dht.keyfile import load_or_create_identity
+    from llamanet.settings import default_data_dir
     from llamanet.wire.identity import short_name
 
-    file = (data_dir or platformdirs.user_data_path("llamanet")) / f"node-{dht_port}.key"
+    file = (data_dir or default_data_dir()) / f"node-{dht_port}.key"
     identity = load_or_create_identity(file)
     told = {
         "name": short_name(identity.node_id),

@@ -11,6 +11,8 @@ import click
 from llamanet.cli.options import with_local_node
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from llamanet.dht.health import Health
     from llamanet.swarm import Swarm
 
@@ -57,7 +59,6 @@ def print_views(
 
 def print_table(columns: Mapping[str, Callable[[Any], str]], views: Sequence[Any]) -> None:
     """Print a row for each of `views`; `columns` say what each column tells of one."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -67,4 +68,11 @@ def print_table(columns: Mapping[str, Callable[[Any], str]], views: Sequence[Any
     for view in views:
         # As plain text, for a node's label may hold what rich would take for markup.
         table.add_row(*(Text(tell(view)) for tell in columns.values()))
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+    output().print(table)
+
+
+def output() -> "Console":
+    """Standard output for rich: as wide as the terminal, or as wide as anything where there is none."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDE)

@@ -15,6 +15,7 @@ import attrs
 import click
 
 from llamanet.cli import Stopped
+from llamanet.cli.listing import output
 from llamanet.cli.logs import set_up_logging
 from llamanet.cli.options import log_settings, swarm_settings, with_local_node
 from llamanet.cli.terminal import harmless
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from llamanet.client.census import NodeView
     from llamanet.dht.health import Health
 
-WIDE = 1000
-"""Columns of what is no terminal: nothing is cut there."""
 NARROW = 110
 """Columns of a terminal that has room for all of a node; with fewer, what changes least is left out."""
 
@@ -75,13 +74,12 @@ def command(
     set_up_logging(log_level, log_format)
     # Imported only now, so that --help and a mistaken option are answered at once.
     import trio
-    from rich.console import Console
     from rich.live import Live
 
     from llamanet.cli.signals import run_until_signalled
     from llamanet.swarm import Swarm
 
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console = output()
     once = once or not (as_json or sys.stdout.isatty())
 
     async def look(swarm: Swarm) -> Snapshot:

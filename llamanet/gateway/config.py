@@ -3,7 +3,6 @@
 Each field is one setting of the command line: field `http_port` is flag `--http-port` and variable `HTTP_PORT`.
 """
 
-import ipaddress
 import re
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,19 @@ import attrs
 
 from llamanet.client.strategy import STRATEGIES
 from llamanet.errors import UserError
-from llamanet.settings import LOG_FORMATS, LOG_LEVELS, host_name, number, one_of, refusal, setting_name, whole
+from llamanet.settings import (
+    LOG_FORMATS,
+    LOG_LEVELS,
+    host_name,
+    is_loopback,
+    number,
+    one_of,
+    refusal,
+    setting_name,
+    whole,
+)
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|[a-z][a-z0-9+.-]*://\[[0-9a-f:.]+\](:[0-9]+)?")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _origins(_: Any, attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:

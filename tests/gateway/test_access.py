@@ -10,10 +10,11 @@ from asgi import ask
 
 from llamanet.errors import UserError
 from llamanet.gateway.access import Access, allow_origins
-from llamanet.gateway.config import GatewayConfig, is_loopback
+from llamanet.gateway.config import GatewayConfig
 from llamanet.gateway.events import Events, RequestEnded
 from llamanet.gateway.exchange import Exchanges
 from llamanet.gateway.keys import Keys, parse_keys
+from llamanet.settings import is_loopback
 
 KEY = "sk-alice-0123456789abcdef"
 
