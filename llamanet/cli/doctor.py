@@ -176,7 +176,11 @@ def _print(findings: "Sequence[Finding]", *, as_json: bool) -> None:
         for line in (finding.why, f"To do: {finding.do}" if finding.do else ""):
             if line:
                 click.echo(f"{INDENT}{_folded(line)}")
-    click.echo(f"\n{counts['error']} errors, {counts['warning']} warnings")
+    click.echo(f"\n{', '.join(_counted(counts[level], level) for level in ('error', 'warning'))}")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _folded(text: str) -> str:

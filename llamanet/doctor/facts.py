@@ -180,7 +180,9 @@ class Surroundings:
     dialable: bool = False
     """Whether a peer could have been asked to dial at all: there is one, and something here to be reached."""
     announced: tuple[str, ...] = ()
-    """Hosts that others are told; none: those that peers observe."""
+    """Hosts that others are told, or are to be told by what the doctor was given; none: those that peers observe."""
+    announced_instead: tuple[str, ...] = ()
+    """Hosts that the node that runs here tells others, where the doctor was given others."""
     observed: tuple[str, ...] = ()
     observed_instead: str | None = None
     reached: tuple[Reached, ...] = ()

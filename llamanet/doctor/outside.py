@@ -34,6 +34,14 @@ def _judge(facts: Surroundings) -> Iterator[Finding]:
         yield ok("outside", "no other node is there that could dial back, so nothing is known of outside")
     for reached in facts.reached:
         yield endpoint(reached, facts)
+    if facts.announced_instead:
+        yield warning(
+            "announce",
+            f"the node that runs here announces {', '.join(facts.announced_instead)}, and not "
+            f"{', '.join(facts.announced)}, which the doctor was given",
+            "It was started with another --announce (ANNOUNCE); others are told that, and not what is looked at here.",
+            "Start the node anew with the setting that the doctor has, or ask the doctor without it.",
+        )
     if facts.observed_instead is not None:
         announced = ", ".join(facts.announced)
         yield warning(

@@ -53,6 +53,7 @@ class Here:
     stand_in: bool
     """Whether the doctor may open the ports itself, for nobody has them."""
     announced: tuple[str, ...]
+    """Hosts that others are to be told; none: what the node that runs here tells them."""
     tls: bool
 
 
@@ -136,7 +137,8 @@ async def _ask_around(dht: Dht, facts: Surroundings, here: Here | None, say: Say
             async with trio.open_nursery() as nursery:
                 for contact in others[:DIALLERS]:
                     nursery.start_soon(_dial, dht, contact, udp_port, tcp_port, own_id, heard, dials)
-        announced = (await _announced(dht, own_id) if own_id else ()) or here.announced
+        told = await _told(dht, own_id) if own_id else ()
+        announced = here.announced or told
         say("Connecting to where others are told to connect")
         reached: list[Reached] = []
         targets = announced or votes.ranked()[:1]
@@ -149,6 +151,7 @@ async def _ask_around(dht: Dht, facts: Surroundings, here: Here | None, say: Say
         dials=tuple(dials),
         dialable=present and bool(others),
         announced=announced,
+        announced_instead=told if set(told) != set(announced) else (),
         observed_instead=votes.instead_of(await _addresses(announced)),
         reached=tuple(reached),
     )
@@ -298,7 +301,7 @@ async def _dial(
     dials.append(Dial(peer=str(contact.address), host=told.observed.host, udp=udp, tcp=told.connected))
 
 
-async def _announced(dht: Dht, own_id: str) -> tuple[str, ...]:
+async def _told(dht: Dht, own_id: str) -> tuple[str, ...]:
     """The hosts that our node's own record tells."""
     for record in await dht.get(key_of(node_key_name(own_id)), limit=4):
         if record.publisher.hex() == own_id:

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from llamanet.cli.doctor import INDENT, _print
-from llamanet.doctor.finding import error
+from llamanet.doctor.finding import Finding, error
 
 WHAT = "the announced address does not lead here " * 4
 FINDING = error("endpoint", WHAT, "Clients are told to connect there. " * 4, "Announce another one. " * 6)
@@ -31,3 +31,12 @@ def test_lines_fit_the_terminal_and_are_indented(monkeypatch: pytest.MonkeyPatch
 def test_elsewhere_each_part_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     _print([FINDING], as_json=False)
     assert capsys.readouterr().out.splitlines()[0] == f"error   {WHAT}"
+
+
+@pytest.mark.parametrize(
+    ("findings", "last"),
+    [([], "0 errors, 0 warnings"), ([FINDING], "1 error, 0 warnings"), ([FINDING] * 2, "2 errors, 0 warnings")],
+)
+def test_the_last_line_counts(capsys: pytest.CaptureFixture[str], findings: list[Finding], last: str) -> None:
+    _print(findings, as_json=False)
+    assert capsys.readouterr().out.splitlines()[-1] == last

@@ -51,6 +51,11 @@ def test_a_node_of_another_swarm_than_the_doctor_was_told_of():
     assert bad(node_silent=True) == [("swarm-key", "warning")]
 
 
+def test_a_node_here_that_announces_something_else_than_the_doctor_was_given():
+    assert bad(announced_instead=("9.9.9.1",)) == [("announce", "warning")]
+    assert f"announces 9.9.9.1, and not {HOST}" in says(announced_instead=("9.9.9.1",))
+
+
 def test_silence_is_told_as_silence():
     silent = BootstrapPeer(peer="b:1")
     for words in "Nothing runs there", "UDP is blocked", "we have none":

@@ -169,6 +169,13 @@ def test_a_wrong_announce(examine, node, model, tmp_path, ports):
     assert "does not lead here" in found["endpoint"][1]
 
 
+def test_an_announce_that_the_node_here_does_not_have(examine, node):
+    found = examine(*at(node), "--announce", "127.0.0.9")
+    assert set(found) == {"announce", "endpoint"}
+    assert "the announced address 127.0.0.9 port" in found["endpoint"][1]
+    assert "announces 127.0.0.1, and not 127.0.0.9" in found["announce"][1]
+
+
 async def test_another_swarm_key(examine, tmp_path):
     for name, key in (("ours", "ab" * 32), ("public", None)):
         (tmp_path / name).write_text("cd" * 32)
