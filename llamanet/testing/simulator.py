@@ -22,7 +22,7 @@ import hashlib
 import heapq
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from random import Random
 from typing import Any
 
@@ -39,7 +39,11 @@ SPREAD = 0.5
 _FIRST_SUBNET = 20 << 16
 """20.0.0.0/24; all public from there on for 11 million subnets."""
 
-__all__ = ["Found", "Put", "SimulatedNode", "Simulation"]
+__all__ = ["AskerLeft", "Found", "Put", "SimulatedNode", "Simulation"]
+
+
+class AskerLeft(Exception):
+    """Who read or stored left the network in the middle of it, as nodes under churn do."""
 
 
 class Simulation:
@@ -175,10 +179,13 @@ class Simulation:
     # --- what they do -------------------------------------------------------------------------------------------------
 
     def get(self, reader: SimulatedNode, key: bytes, *, publisher: NodeId | None = None, paths: int = 1) -> Found:
-        """Read until the first value arrives (of `publisher`, if given), or nobody is left to ask, by so many paths."""
+        """Read until the first value arrives (of `publisher`, if given), or nobody is left to ask, by so many paths.
+
+        Raises `AskerLeft`.
+        """
         found: list[Found] = []
         reader.get(key, found.append, publisher=publisher, paths=paths)
-        self.run(until=lambda: bool(found))
+        self._run_until(found, reader)
         return found[0]
 
     def put(
@@ -190,11 +197,16 @@ class Simulation:
         lifetime: int = 1800,
         paths: int = 1,
     ) -> Put:
-        """Look up the nodes nearest to `key`, and store a record signed by `publisher` there."""
+        """Look up the nodes nearest to `key`, and store a record signed by `publisher` there. Raises `AskerLeft`."""
         done: list[Put] = []
         publisher.put(key, value, lifetime, done.append, paths=paths)
-        self.run(until=lambda: bool(done))
+        self._run_until(done, publisher)
         return done[0]
+
+    def _run_until(self, done: Sized, asker: SimulatedNode) -> None:
+        self.run(until=lambda: len(done) > 0 or not asker.alive)
+        if not done:
+            raise AskerLeft("the node that asked left before it had its answer")
 
     # --- time ---------------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,11 @@
 
 import math
 
+import pytest
 from simulated import grown, key
 
 from llamanet.testing.churn import Churn
+from llamanet.testing.simulator import AskerLeft
 
 
 def test_records_survive_their_holders():
@@ -66,3 +68,13 @@ def test_who_leaves_by_itself_is_not_replaced():
     sim.run_for(600)
     assert churn.left > 10
     assert len(sim.nodes) == 9
+
+
+@pytest.mark.parametrize("asking", ["get", "put"])
+def test_whoever_leaves_in_the_middle_of_its_own_question_ends_it(asking):
+    sim = grown(20, upkeep=True)
+    asker = sim.nodes[5]
+    sim.after(0.001, sim.leave, asker)
+    with pytest.raises(AskerLeft):
+        sim.get(asker, key("nothing")) if asking == "get" else sim.put(asker, key("x"), b"v")
+    assert sim.now < 60
