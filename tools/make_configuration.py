@@ -25,7 +25,8 @@ before the default. An empty variable is an unset one.
 ## The file
 
 `config.toml` in the user's configuration folder (`~/.config/llamanet/`; macOS: `~/Library/Application
-Support/llamanet/`), or what `--config FILE` or the variable `LLAMANET_CONFIG` names:
+Support/llamanet/`), or what `--config FILE` (before a command or after it) or the variable
+`LLAMANET_CONFIG` names:
 
 ```toml
 bootstrap_nodes = ["127.0.0.1:8001"]    # for every command that has the setting
@@ -40,6 +41,7 @@ max_tokens = 200
 
 A setting bears its flag's name, with `_` or `-`. A command's own table comes before what stands outside of all tables.
 What no command knows is refused, with the name that was probably meant. Paths are relative to where the command runs.
+An error about a value tells where in the file it is, or in which variable.
 
 ## Exit status
 

@@ -13,12 +13,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import click
 
 from llamanet._version import __version__
-from llamanet.cli.config_file import CONFIG_PATH, add_config_option
+from llamanet.cli.config_file import CONFIG_PATH, add_config_option, config_option, name_config, origin
 from llamanet.errors import LlamaNetError, RequestRefused, UserError
 
 COMMANDS = {
@@ -60,6 +61,14 @@ class LazyGroup(click.Group):
                     option.show_envvar = True
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that is meant; an error about a setting tells where that stands."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            error.message += origin(ctx, error.message)
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The summaries, without importing what they summarise."""
         with formatter.section("Commands"):
@@ -68,6 +77,7 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
+    params=[config_option(name_config)],
     context_settings={
         "help_option_names": ["-h", "--help"],
         "max_content_width": 120,

@@ -7,21 +7,26 @@
     n_ctx = 4096
 
 Rules:
+- `--config` may stand before a command, after it, and after a command of a group; the last one counts.
 - A setting bears its flag's name, with `_` or `-`. A flag comes before its variable, a variable before the file, and
   the file before the default. A command's own table comes before what stands outside of all tables; that of a group,
   such as [control], is for each of its commands that has the setting.
 - What no command knows is a mistake and is told, with the name that was probably meant.
 - Paths are relative to where the command runs, as they are in flags.
+- Where a setting came from is kept, so that an error about its value can tell the place (`origin`).
 """
 
 import difflib
 import importlib
+import os
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from llamanet.errors import UserError
 
@@ -35,37 +40,84 @@ READS_TOO = {"doctor": ("gateway", "node")}
 """Tables of other commands that a command looks at too, as far as it has their settings; a later one comes first."""
 CONFIG_PATH = "llamanet.config"
 """Under this key of a context's `meta` stands the file that gave it settings."""
+_NAMED = "llamanet.config.named"
+"""Under this key stands the file that was named by a flag."""
+_PLACES = "llamanet.config.places"
+"""Under this key stands where each setting, by click's name of its parameter, is in the file."""
+_CONTEXT = "llamanet.context"
+"""Under this key stands the context of the innermost command."""
+
+
+def name_config(context: click.Context, option: click.Parameter, path: Path | None) -> None:
+    """The callback of a `--config` that stands before the command which will read the file."""
+    if context.get_parameter_source("config") is ParameterSource.COMMANDLINE:
+        context.meta[_NAMED] = path
 
 
 def add_config_option(command: click.Command, commands: Mapping[str, str]) -> None:
-    """Give `command`, one of `commands`, the option `--config`."""
+    """Give `command`, one of `commands`, the option `--config`; and if it is a group, each command of it."""
 
     def load(context: click.Context, option: click.Parameter, path: Path | None) -> None:
+        name_config(context, option, path)
+        context.meta[_CONTEXT] = context
+        path = context.meta.get(_NAMED, path)
         usual = path is None
         if path is None:
             import platformdirs
 
             path = platformdirs.user_config_path("llamanet") / FILE_NAME
         content = _read(path, may_lack=usual)
-        settings = _settings_for(command, context.info_name or "", content, path, commands)
-        if settings:
-            context.default_map = settings
-            context.meta[CONFIG_PATH] = path
+        given = _given_to(command, content, path, commands)
+        options = _options_of(context.command)
+        context.default_map = _as_map(options, given)
+        context.meta[CONFIG_PATH] = path
+        context.meta[_PLACES] = {options[flag].name: where for flag, where, _ in given if flag in options}
 
-    command.params.append(
-        click.Option(
-            ["--config"],
-            type=click.Path(path_type=Path),
-            envvar="LLAMANET_CONFIG",
-            show_envvar=True,
-            metavar="FILE",
-            is_eager=True,
-            expose_value=False,
-            callback=load,
-            help="Settings in TOML.",
-            show_default=f"{FILE_NAME} in the user's configuration folder",
-        )
+    if isinstance(command, click.Group):
+        command.params.append(config_option(name_config))
+        for member in command.commands.values():
+            member.params.append(config_option(load))
+    else:
+        command.params.append(config_option(load))
+
+
+def config_option(callback: Callable[[click.Context, click.Parameter, Path | None], None]) -> click.Option:
+    """The option `--config`."""
+    return click.Option(
+        ["--config"],
+        type=click.Path(path_type=Path),
+        envvar="LLAMANET_CONFIG",
+        show_envvar=True,
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=callback,
+        help="Settings in TOML.",
+        show_default=f"{FILE_NAME} in the user's configuration folder",
     )
+
+
+def origin(context: click.Context, message: str) -> str:
+    """Where the settings are whose flags `message` names: " (in FILE: [node] n_ctx)"; "" if they were given as flags."""
+    inner: click.Context = context.meta.get(_CONTEXT, context)
+    places = []
+    for option in inner.command.params:
+        if option.name == "config" or not any(
+            re.search(rf"(?<![\w-]){flag}(?![\w-])", message) for flag in option.opts
+        ):
+            continue
+        source = inner.get_parameter_source(option.name or "")
+        if source is ParameterSource.DEFAULT_MAP:
+            places.append(f"in {context.meta[_PLACES][option.name]}")
+        elif source is ParameterSource.ENVIRONMENT:
+            places.append(f"in the variable {_variable(option, inner)}")
+    return f" ({', '.join(places)})" if places else ""
+
+
+def _variable(option: click.Parameter, context: click.Context) -> str:
+    if isinstance(option.envvar, str) and os.environ.get(option.envvar):
+        return option.envvar
+    return f"{context.auto_envvar_prefix}_{option.name}".upper()
 
 
 def _read(path: Path, *, may_lack: bool) -> dict[str, Any]:
@@ -83,13 +135,14 @@ def _read(path: Path, *, may_lack: bool) -> dict[str, Any]:
         raise UserError(f"the configuration file {path} is not TOML: {error}") from error
 
 
-def _settings_for(
-    command: click.Command, name: str, content: dict[str, Any], path: Path, commands: Mapping[str, str]
-) -> dict[str, Any]:
-    """What the file says to this command, by click's names of its parameters; of a group, to each of its commands.
+def _given_to(
+    command: click.Command, content: dict[str, Any], path: Path, commands: Mapping[str, str]
+) -> list[tuple[str, str, Any]]:
+    """What the file says to this command: flag, place in the file and value, of which a later one comes first.
 
     Raises `UserError`.
     """
+    name = command.name or ""
     options = _options_of(command)
     foreign = []
     for key, value in content.items():
@@ -112,9 +165,7 @@ def _settings_for(
         if _plain(key) not in options:
             raise UserError(f"{path}: [{name}] has no setting {key!r}{_meant(key, options)}")
         given.append((_plain(key), f"{path}: [{name}] {key}", value))
-    if isinstance(command, click.Group):
-        return {sub: _as_map(_options_of(member), given) for sub, member in command.commands.items()}
-    return _as_map(options, given)
+    return given
 
 
 def _as_map(options: Mapping[str, click.Option], given: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:

@@ -83,6 +83,43 @@ def test_a_mistake_in_the_file_is_one_line_and_status_2(run, tmp_path, content, 
     assert says.format(file=file) in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "arguments", "variables", "says"),
+    [
+        ("[node]\nn_ctx = 5", (), {}, "not 5 (in {file}: [node] n_ctx)\n"),
+        ("n-ctx = 5", (), {}, "not 5 (in {file}: n-ctx)\n"),
+        ("[node]\nn_ctx = 5", ("--n-ctx", "6"), {}, "not 6\n"),
+        ("[node]\nn_ctx = 5", (), {"N_CTX": "7"}, "not 7 (in the variable N_CTX)\n"),
+        ("[node]\nn_ctx = 5", (), {"LLAMANET_NODE_N_CTX": "7"}, "not 7 (in the variable LLAMANET_NODE_N_CTX)\n"),
+        ("[node]\nmodel = 'no.gguf'", (), {}, "no.gguf does not exist; check the path of the model\n"),
+        (
+            "[node]\nmodel = 'm'\nflash_attn = 'off'\ncache_type_v = 'q8_0'",
+            (),
+            {},
+            "is off (in {file}: [node] flash_attn, in {file}: [node] cache_type_v)\n",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_right_is_told_with_its_place(run, tmp_path, content, arguments, variables, says):
+    file = tmp_path / "llamanet.toml"
+    file.write_text(content)
+    result = run("node", "--config", file, *arguments, **variables)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.endswith(says.format(file=file))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_file_may_be_named_anywhere(run, tmp_path, place):
+    file = tmp_path / "llamanet.toml"
+    file.write_text(f"[control]\ndata_dir = '{tmp_path}'\ndht_port = 9\n")
+    words = ["control", "status"]
+    words[place:place] = ["--config", str(file)]
+    result = run(*words, LLAMANET_CONFIG="none.toml")
+    assert f"{tmp_path}/node-9.sock" in result.stderr
+    assert "(in" in result.stderr
+    assert "no configuration file none.toml" in run("--config", "none.toml", "nodes").stderr
+
+
 def test_a_setting_of_all_reaches_the_commands_of_a_group(run, tmp_path):
     file = tmp_path / "llamanet.toml"
     file.write_text(f"data_dir = '{tmp_path}'\ndht_port = 7\n[control]\ndht_port = 9\n[keys]\nrpm = 3\n")
