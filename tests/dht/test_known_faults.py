@@ -13,6 +13,7 @@ import trio
 from swarms import Attacker, Swarm, closest_nodes, key
 
 from llamanet.dht import overlay
+from llamanet.dht.requests import MIN_RTO_S
 from llamanet.errors import RpcTimeout
 from llamanet.wire.facts import ALL_NODES, key_of
 from llamanet.wire.record import encode_record, sign_record
@@ -62,6 +63,29 @@ async def test_the_silent_stall_no_round(autojump_clock, nursery):
     start = trio.current_time()
     assert (await ranked[-1].publish(key("y"), b"v", lifetime=600)).stored == SMALL["replicas"]
     assert trio.current_time() - start < 0.5
+
+
+async def test_who_answers_is_built_on_while_others_of_its_round_are_silent(autojump_clock, nursery):
+    """Every fourth node that holds nothing is dead; a round that waited would take as long as the shortest timeout."""
+    swarm, nodes = await start_swarm(nursery)
+    ranked = closest_nodes(nodes, key("x"), SIZE)
+    await ranked[-1].publish(key("x"), b"v", lifetime=600)
+    others = ranked[SMALL["replicas"] :]
+    dead = others[::4]
+    for node in dead:
+        swarm.network.kill(swarm.addresses[node])
+    times = []
+
+    async def read(reader):
+        start = trio.current_time()
+        assert [record.value for record in await reader.get(key("x"), limit=1)] == [b"v"]
+        times.append(trio.current_time() - start)
+
+    async with trio.open_nursery() as reading:
+        for node in others:
+            if node not in dead:
+                reading.start_soon(read, node)
+    assert max(times) < MIN_RTO_S
 
 
 async def test_a_reply_counts_from_the_address_and_the_key_that_were_asked_alone(autojump_clock, nursery, monkeypatch):

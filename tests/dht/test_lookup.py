@@ -117,6 +117,19 @@ def test_no_more_than_alpha_are_asked_while_it_gets_nearer():
         lookup.answered(under_way.pop(), [nearer])
 
 
+def test_a_request_under_way_holds_nothing_up():
+    contacts = sorted((contact(n) for n in range(1, 40)), key=lambda c: -distance(c.node_id, TARGET))
+    lookup = Lookup(TARGET, ASKER.node_id, contacts[:8], count=8, alpha=3)
+    silent = lookup.next()
+    answering = [lookup.next(), lookup.next()]
+    for nearer in contacts[8:]:
+        assert lookup.next() is None
+        lookup.answered(answering.pop(0), [nearer])
+        answering.append(lookup.next())
+        assert answering[-1] == nearer
+    assert silent not in lookup.closest()
+
+
 def test_an_overdue_request_holds_nothing_up_and_its_late_answer_counts():
     a, b, c = sorted((contact(n) for n in range(3)), key=lambda peer: distance(peer.node_id, TARGET))
     lookup = Lookup(TARGET, ASKER.node_id, [a, b], count=2, alpha=1)
