@@ -32,6 +32,8 @@ USER 10001
 VOLUME ["/data", "/models"]
 EXPOSE 8000/tcp 8001/udp 8080/tcp
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=5s --start-period=300s --retries=3 CMD ["llamanet", "control", "status"]
+# "starting" until the models are loaded, which for a large one that is yet to be pulled takes long; "healthy" from then on.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=1h --start-interval=5s --retries=3 \
+    CMD ["llamanet", "control", "status", "--ready"]
 ENTRYPOINT ["llamanet"]
 CMD ["node"]

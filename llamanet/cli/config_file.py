@@ -98,7 +98,7 @@ def config_option(callback: Callable[[click.Context, click.Parameter, Path | Non
 
 
 def origin(context: click.Context, message: str) -> str:
-    """Where the settings are whose flags `message` names: " (in FILE: [node] n_ctx)"; "" if they were given as flags."""
+    """Where the settings are whose flags `message` names, as " (in FILE: [node] n_ctx)"; "" for flags themselves."""
     inner: click.Context = context.meta.get(_CONTEXT, context)
     places = []
     for option in inner.command.params:

@@ -42,12 +42,19 @@ def command() -> None:
 
 @command.command("status")
 @which_node
-def status(as_json: bool, **node: Any) -> None:
+@click.option("--ready", is_flag=True, help="End with status 1 while the node starts: until it has loaded its models.")
+def status(as_json: bool, ready: bool, **node: Any) -> None:
     """Show what the node serves, and how busy it is."""
     answer = _perform({"do": "status"}, **node)
     if as_json:
         _print_json(answer)
-        return
+    else:
+        _print_status(answer)
+    if ready and not answer["serving"]:
+        raise click.exceptions.Exit(1)
+
+
+def _print_status(answer: Answer) -> None:
     state = "serving" if answer["serving"] else "starting"
     if answer["held_by"]:
         state = f"drained ({', '.join(answer['held_by'])})"

@@ -141,6 +141,7 @@ def test_what_an_image_sets_and_calls_is_there(path):
     for called in re.findall(r"^(?:HEALTHCHECK.* )?CMD (\[.*\])$", text, re.M):
         words = json.loads(called)
         assert (words[1] if words[0] == "llamanet" else words[0]) in COMMANDS
+    assert '["llamanet", "control", "status", "--ready"]' in text
     assert re.search(r"^USER (?!root|0)", text, re.M)
     for sources in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.M):
         assert all((ROOT / source).exists() for source in sources.split())

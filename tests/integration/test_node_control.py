@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import socket
 import threading
+import time
 
 import pytest
 
 from llamanet.client import Client
 from llamanet.errors import LlamaNetError
+from llamanet.testing.processes import NodeProcess
 
 COUNTING = ("--no-chat", "--temperature", "0", "--max-tokens", "8")
 
@@ -83,3 +86,18 @@ def test_no_node_is_there(run, tmp_path):
     result = run("control", "status", "--data-dir", tmp_path, "--dht-port", "8123")
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert f"no node answers on {tmp_path / 'node-8123.sock'}" in result.stderr
+
+
+def test_a_node_is_ready_once_it_has_loaded_its_models(control, run, tmp_path):
+    assert control("status", "--ready").stdout.splitlines()[0].startswith("node-1: serving, ")
+    path = tmp_path / "starting.sock"
+    place = ("--host", "127.0.0.1", "--port", "0", "--dht-port", "0", "--data-dir", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as silent_hub:
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{silent_hub.getsockname()[1]}", "HF_HOME": str(tmp_path)}
+        with NodeProcess("--model", "hf:owner/repo", *place, "--control", str(path), variables=hub) as node:
+            deadline = time.monotonic() + 30
+            while (seen := run("control", "status", "--ready", "--control", path)).returncode == 2:
+                assert time.monotonic() < deadline, node.log_tail()
+            assert (seen.returncode, seen.stderr) == (1, "")
+            assert ": starting, 0 requests" in seen.stdout
+            assert run("control", "status", "--control", path).returncode == 0
