@@ -76,7 +76,10 @@ def _print_status(answer: Answer) -> None:
 @click.argument("model", type=ModelSource())
 @which_node
 def load(model: str, as_json: bool, **node: Any) -> None:
-    """Serve MODEL too: a file, hf:owner/repo[:file-or-quant], or the name of a pulled one. Ctrl-C gives it up."""
+    """Serve MODEL too: a file, hf:owner/repo[@revision][:file-or-quant], or the name of a pulled one.
+
+    Ctrl-C gives it up.
+    """
     # A path means the same to the node, which may have been started elsewhere.
     path = Path(model)
     answer = _perform({"do": "load", "model": str(path.resolve()) if path.exists() else model}, **node)

@@ -46,6 +46,7 @@ def _print_local(data_dir: Path | None, *, as_json: bool) -> None:
     from llamanet.models.digest import known_digest
     from llamanet.models.library import local_models
     from llamanet.models.progress import size_text
+    from llamanet.models.source import HubSource
     from llamanet.settings import default_data_dir
 
     digests = (data_dir or default_data_dir()) / "digests.json"
@@ -56,6 +57,7 @@ def _print_local(data_dir: Path | None, *, as_json: bool) -> None:
             {
                 "name": model.name,
                 "repo": model.repo,
+                "revision": model.revision,
                 "quant": model.quant,
                 "bytes": model.size,
                 "digest": digest.hex() if digest else None,
@@ -70,7 +72,7 @@ def _print_local(data_dir: Path | None, *, as_json: bool) -> None:
             "model": lambda row: row["name"],
             "size": lambda row: size_text(row["bytes"]),
             "quant": lambda row: row["quant"] or "-",
-            "from": lambda row: f"hf:{row['repo']}",
+            "from": lambda row: str(HubSource(row["repo"], revision=row["revision"])),
             "sha-256": lambda row: (row["digest"] or "-")[:12],
             "file": lambda row: row["files"][0],
         },

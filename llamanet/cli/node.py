@@ -36,8 +36,8 @@ def choice(name: str, allowed: Sequence[str], help: str) -> Callable[[F], F]:
     type=ModelSource(),
     multiple=True,
     metavar="MODEL",
-    help="A GGUF file, hf:owner/repo[:file-or-quant], or the name of a pulled model. Needed; give it again for more "
-    "models (in the variable, separate them by commas).",
+    help="A GGUF file, hf:owner/repo[@revision][:file-or-quant], or the name of a pulled model. Needed; give it "
+    "again for more models (in the variable, separate them by commas).",
 )
 @setting(
     "upstream",

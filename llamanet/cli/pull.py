@@ -18,7 +18,8 @@ from llamanet.errors import UserError
 def command(model: str, data_dir: Path | None, log_level: str, log_format: str) -> None:
     """Get MODEL, which is hf:owner/repo, hf:owner/repo:Q4_K_M or hf:owner/repo:FILE.
 
-    The path of the file is printed. What broke off is gone on with, and of what is here already a newer version is got.
+    hf:owner/repo@REVISION (a branch, a tag, or a commit's full hash) is another version than the newest. What
+    broke off is gone on with, and of what is here already a newer version is got. The path of the file is printed.
     Files go into the cache that all tools of the hub share (HF_HOME), by their token (hf auth login, or HF_TOKEN).
     """
     set_up_logging(log_level, log_format)

@@ -2,7 +2,8 @@
 
 Rules:
 - A transfer that breaks off is gone on with by the next one: the part is kept beside the cache's blobs. huggingface_hub
-  throws it away (1.33 does); so its transfer is called here, and only its cache, its requests and retries are its own.
+  throws it away (1.33 does), and writes in pieces of 10 MB, of which the last is lost; so its transfer is called here,
+  with small pieces, and only its cache, its requests and retries are its own.
 - Nothing gets into the cache before its SHA-256 is what the hub says.
 - Token, cache, endpoint and offline mode are where huggingface_hub has them: `HF_TOKEN` or `hf auth login`, `HF_HOME`,
   `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
@@ -27,6 +28,10 @@ from llamanet.models.source import HubSource, choose
 
 RESERVE = 64 * 2**20
 """Bytes of the disk that a pull leaves free."""
+
+
+PIECE = 64 * 1024
+"""Bytes that a transfer writes at a time, and so the most that one which breaks off loses."""
 
 
 @attrs.frozen(kw_only=True)
@@ -62,13 +67,13 @@ def pull(source: HubSource, digests: Path, report: Report) -> Path:
     """
     hub = _import()
     with _told(source):
-        info = hub.HfApi().model_info(source.repo, files_metadata=True)
+        info = hub.HfApi().model_info(source.repo, revision=source.revision, files_metadata=True)
         names = choose(source, (entry.rfilename for entry in info.siblings or ()))
-        blobs = [_look_up(hub, source.repo, name) for name in names]
+        blobs = [_look_up(hub, source, name) for name in names]
         _check_disk(source, blobs)
         for blob in blobs:
             _get(hub, blob, digests, report)
-        first, *_ = [Path(hub.hf_hub_download(source.repo, name)) for name in names]
+        first, *_ = [Path(hub.hf_hub_download(source.repo, name, revision=source.revision)) for name in names]
         return first
 
 
@@ -99,16 +104,17 @@ def _import() -> Any:
         raise UserError("huggingface_hub, which pulls models, is missing: pip install huggingface_hub") from error
     # It would warn, in several lines, of what is told here in one.
     huggingface_hub.utils.logging.set_verbosity(logging.ERROR)
+    huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = PIECE
     return huggingface_hub
 
 
-def _look_up(hub: Any, repo: str, name: str) -> _Blob:
-    url = hub.hf_hub_url(repo, name)
+def _look_up(hub: Any, source: HubSource, name: str) -> _Blob:
+    url = hub.hf_hub_url(source.repo, name, revision=source.revision)
     metadata = hub.get_hf_file_metadata(url)
     if metadata.etag is None or metadata.size is None:
-        raise UserError(f"hf:{repo}: the hub tells neither size nor checksum of {name}; check HF_ENDPOINT")
+        raise UserError(f"{source}: the hub tells neither size nor checksum of {name}; check HF_ENDPOINT")
     cache = Path(hub.constants.HF_HUB_CACHE)
-    folder = hub.file_download.repo_folder_name(repo_id=repo, repo_type="model")
+    folder = hub.file_download.repo_folder_name(repo_id=source.repo, repo_type="model")
     return _Blob(
         name=name,
         url=url,
@@ -196,6 +202,10 @@ def _told(source: HubSource) -> Iterator[None]:
         raise UserError(f"{source} is gated: accept its terms at {page}, and {log_in}") from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"{source}: there is no {page}, or it is private; check the name, or {log_in}") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(
+            f"{source}: {page} has no revision {source.revision!r}; give a branch, a tag, or a commit's full hash"
+        ) from error
     except errors.OfflineModeIsEnabled as error:
         raise UserError(f"{source} was not pulled yet, and HF_HUB_OFFLINE forbids to; unset it") from error
     except errors.HFValidationError as error:

@@ -1,8 +1,8 @@
 """The models that are on this machine, and finding the one that is meant, pulling it if need be.
 
-What was pulled is in the hub's cache: `models--{owner}--{repo}/snapshots/{commit}/{file}`, documented at
-https://huggingface.co/docs/huggingface_hub/guides/manage-cache. A model that is there is taken as it is, without asking
-the hub; `llamanet pull` gets a newer one.
+What was pulled is in the hub's cache: `models--{owner}--{repo}/snapshots/{commit}/{file}`, with the commits of branches
+and tags in `refs/`; see https://huggingface.co/docs/huggingface_hub/guides/manage-cache. A model that is there is taken
+as it is, without asking the hub; `llamanet pull` gets a newer one.
 """
 
 import logging
@@ -19,6 +19,9 @@ from llamanet.models.source import HubSource, choose, parse_source, quant_of
 
 log = logging.getLogger(__name__)
 
+_MAIN = "main"
+"""The branch that is meant where none is named."""
+
 
 @attrs.frozen(kw_only=True)
 class LocalModel:
@@ -26,6 +29,8 @@ class LocalModel:
 
     name: str
     repo: str
+    revision: str | None
+    """None: main, or a commit that no branch and no tag names."""
     files: tuple[Path, ...]
     size: int
     """Bytes, of all files."""
@@ -72,23 +77,31 @@ def _on_this_machine(text: str, source: HubSource | Path | str) -> Path:
             "llamanet models --local shows"
         )
     if len(named) > 1:
-        repos = ", ".join(f"hf:{model.repo}:{model.name}" for model in named)
+        repos = ", ".join(str(HubSource(model.repo, model.name, model.revision)) for model in named)
         raise ModelFileError(f"{len(named)} pulled models are named {source}; say which: {repos}")
     return named[0].files[0]
 
 
 def local_models() -> list[LocalModel]:
-    """All models in the hub's cache, by name; of each the newest that was pulled."""
+    """All models in the hub's cache, by name; of each the newest that was pulled, and those of other revisions."""
     cache = hub.cache_dir()
-    found = []
+    found: dict[Path, LocalModel] = {}
     for folder in sorted(cache.glob("models--*--*")) if cache else ():
         repo = "/".join(folder.name.split("--")[1:3])
-        for name, snapshot in _newest(folder).items():
-            files = tuple(snapshot / file for file in shard_names(name))
-            if all(file.exists() for file in files):
-                size = sum(file.stat().st_size for file in files)
-                found.append(LocalModel(name=model_name(name), repo=repo, files=files, size=size, quant=quant_of(name)))
-    return sorted(found, key=lambda model: (model.name, model.repo))
+        for revision in (None, *sorted(_refs(folder).keys() - {_MAIN})):
+            for name, snapshot in _newest(folder, revision).items():
+                files = tuple(snapshot / file for file in shard_names(name))
+                if all(file.exists() for file in files):
+                    model = LocalModel(
+                        name=model_name(name),
+                        repo=repo,
+                        revision=revision,
+                        files=files,
+                        size=sum(file.stat().st_size for file in files),
+                        quant=quant_of(name),
+                    )
+                    found.setdefault(files[0].resolve(), model)
+    return sorted(found.values(), key=lambda model: (model.name, model.repo, model.revision or ""))
 
 
 def _in_cache(source: HubSource) -> Path | None:
@@ -96,7 +109,7 @@ def _in_cache(source: HubSource) -> Path | None:
     cache = hub.cache_dir()
     if cache is None:
         return None
-    newest = _newest(cache / f"models--{source.repo.replace('/', '--')}")
+    newest = _newest(cache / f"models--{source.repo.replace('/', '--')}", source.revision)
     names = [file for name, snapshot in newest.items() for file in shard_names(name) if (snapshot / file).exists()]
     try:
         first = choose(source, names)[0]
@@ -105,13 +118,27 @@ def _in_cache(source: HubSource) -> Path | None:
     return newest[first] / first
 
 
-def _newest(repo: Path) -> dict[str, Path]:
-    """By the first file of each model in a repository's cache, the newest snapshot that has it."""
-    newest: dict[str, Path] = {}
-    for snapshot in sorted((repo / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime):
-        for name in _gguf_files(snapshot):
-            newest[shard_names(name)[0]] = snapshot
-    return newest
+def _newest(repo: Path, revision: str | None) -> dict[str, Path]:
+    """By the first file of each model in a repository's cache, the snapshot of `revision` that has it.
+
+    Without a revision it is that of main, or else the newest that belongs to no other branch or tag.
+    """
+    snapshots, refs = repo / "snapshots", _refs(repo)
+    if revision is not None:
+        usable = [snapshots / refs.get(revision, revision)]
+    else:
+        main = refs.get(_MAIN)
+        usable = [path for path in snapshots.glob("*") if path.name == main or path.name not in refs.values()]
+        usable.sort(key=lambda path: (path.name == main, path.stat().st_mtime))
+    return {shard_names(name)[0]: snapshot for snapshot in usable for name in _gguf_files(snapshot)}
+
+
+def _refs(repo: Path) -> dict[str, str]:
+    """The commits of the branches and tags of a repository that were pulled."""
+    folder = repo / "refs"
+    return {
+        path.relative_to(folder).as_posix(): path.read_text().strip() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def _gguf_files(snapshot: Path) -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""What a user means by a model: a path, `hf:owner/repo[:file-or-quant]`, or the name of one that was pulled. Pure."""
+"""What a user means by a model: a path, `hf:owner/repo[@revision][:file-or-quant]`, or the name of one that was pulled.
+
+Pure.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -13,6 +16,7 @@ DEFAULT_QUANT = "Q4_K_M"
 """Taken where nobody says which, as llama.cpp's tools do; where there is none, the first file by name."""
 _HUB = "hf:"
 _REPO = re.compile(r"\w[\w.-]{,95}/\w[\w.-]{,95}", re.ASCII)
+_REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{,254}", re.ASCII)
 _QUANT = re.compile(r"(?:^|[-._/])(I?Q[0-9]\w*|TQ[0-9]_0|BF16|F16|F32|MXFP4\w*)(?=$|[-./])", re.ASCII | re.IGNORECASE)
 _NO_MODEL = ("mmproj", "imatrix")
 """In the names of GGUF files that hold something beside a model."""
@@ -20,23 +24,32 @@ _NO_MODEL = ("mmproj", "imatrix")
 
 @attrs.frozen
 class HubSource:
-    """Models in a repository of the Hugging Face hub; `wanted` is a file, or a quantisation, or None for the usual."""
+    """Models in a repository of the Hugging Face hub.
+
+    `wanted` is a file, or a quantisation, or None for the usual; `revision` is a branch, a tag or a commit's full hash,
+    or None for the branch `main`.
+    """
 
     repo: str
     wanted: str | None = None
+    revision: str | None = None
 
     def __str__(self) -> str:
-        return f"{_HUB}{self.repo}:{self.wanted}" if self.wanted else f"{_HUB}{self.repo}"
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{_HUB}{self.repo}{revision}:{self.wanted}" if self.wanted else f"{_HUB}{self.repo}{revision}"
 
 
 def parse_source(text: str) -> HubSource | Path | str:
     """A repository, a path, or (without a slash or `.gguf`) the name of a model. Raises `UserError`."""
     if not text.startswith(_HUB):
         return Path(text) if "/" in text or text.endswith(".gguf") else text
-    repo, _, wanted = text.removeprefix(_HUB).partition(":")
+    place, _, wanted = text.removeprefix(_HUB).partition(":")
+    repo, at, revision = place.partition("@")
     if not _REPO.fullmatch(repo):
         raise UserError(f"{text}: write hf:owner/repo, and after a further colon a file or a quantisation (Q4_K_M)")
-    return HubSource(repo, wanted or None)
+    if at and not _REVISION.fullmatch(revision):
+        raise UserError(f"{text}: after the @ write a branch, a tag, or a commit's full hash")
+    return HubSource(repo, wanted or None, revision or None)
 
 
 def quant_of(name: str) -> str | None:

@@ -56,8 +56,8 @@ class NodeConfig:
     """The settings of a node. Raises `UserError` for a value that cannot be right."""
 
     model_path: tuple[Path | str, ...] = attrs.field(default=(), validator=_some_models)
-    """GGUF files, repositories (`hf:owner/repo[:file-or-quant]`) or names of models that were pulled. A model's name is
-    its file name without `.gguf`."""
+    """GGUF files, repositories (`hf:owner/repo[@revision][:file-or-quant]`) or names of models that were pulled.
+    A model's name is its file name without `.gguf`."""
     upstream: str | None = None
     """The base URL of an OpenAI-compatible server whose models are offered as the node's own."""
     upstream_api_key: str | None = attrs.field(default=None, repr=False)

@@ -6,15 +6,19 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 COMMIT = "c0ffee" + 34 * "0"
+"""Of main."""
 
 
 class FakeHub:
-    """`files` by repository and name. What it was asked is in `requests`; its faults are switched on from outside."""
+    """`files` of main by repository and name. What it was asked is in `requests`; its faults are set from outside."""
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
+        self.revisions: dict[str, dict[str, tuple[str, dict[str, bytes]]]] = {}
+        """By repository, the branches and tags beside main: each a commit, and its files by name."""
         self.requests: list[tuple[str, str, str | None]] = []
         """Method, path, and the range that was asked for."""
         self.tokens: list[str | None] = []
@@ -64,33 +68,43 @@ class FakeHub:
             self._refuse(handler, self.status)
         elif self.needs_token and handler.headers.get("Authorization") != f"Bearer {self.needs_token}":
             self._refuse(handler, 401, "RepoNotFound")
-        elif match := re.fullmatch(r"/api/models/([^?]+?)(/revision/main)?(\?.*)?", handler.path):
-            self._tell(handler, match[1])
-        elif match := re.fullmatch(rf"/([^/]+/[^/]+)/resolve/(main|{COMMIT})/(.+)", handler.path):
-            self._give(handler, match[1], match[3], asked)
+        elif match := re.fullmatch(r"/api/models/([^?]+?)(/revision/([^/?]+))?(\?.*)?", handler.path):
+            self._tell(handler, match[1], unquote(match[3] or "main"))
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", handler.path):
+            self._give(handler, match[1], unquote(match[2]), match[3], asked)
         else:
             self._refuse(handler, 404)
 
-    def _tell(self, handler: BaseHTTPRequestHandler, repo: str) -> None:
+    def _at(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """The commit and the files of a branch, a tag or a commit."""
+        known = {"main": (COMMIT, self.files.get(repo, {})), **self.revisions.get(repo, {})}
+        return known.get(revision) or next((found for found in known.values() if found[0] == revision), None)
+
+    def _tell(self, handler: BaseHTTPRequestHandler, repo: str, revision: str) -> None:
         if repo not in self.files:
             self._refuse(handler, 401, "RepoNotFound")  # as the hub does, which does not tell what is private
             return
-        siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files[repo].items()]
-        body = json.dumps({"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings}).encode()
+        found = self._at(repo, revision)
+        if found is None:
+            self._refuse(handler, 404, "RevisionNotFound")
+            return
+        siblings = [{"rfilename": name, "size": len(data)} for name, data in found[1].items()]
+        body = json.dumps({"id": repo, "modelId": repo, "sha": found[0], "siblings": siblings}).encode()
         self._send(handler, 200, {"Content-Type": "application/json"}, body)
 
-    def _give(self, handler: BaseHTTPRequestHandler, repo: str, name: str, asked: str | None) -> None:
+    def _give(self, handler: BaseHTTPRequestHandler, repo: str, revision: str, name: str, asked: str | None) -> None:
         if self.gated:
             self._refuse(handler, 403, "GatedRepo")
             return
-        data = self.files.get(repo, {}).get(name)
+        commit, files = self._at(repo, revision) or (COMMIT, {})
+        data = files.get(name)
         if data is None:
             self._refuse(handler, 404, "EntryNotFound")
             return
         digest = hashlib.sha256(data).hexdigest()
         headers: dict[str, Any] = {
             "ETag": f'"{digest}"',
-            "X-Repo-Commit": COMMIT,
+            "X-Repo-Commit": commit,
             "X-Linked-Size": len(data),
             "X-Linked-Etag": f'"{digest}"',
             "Accept-Ranges": "bytes",

@@ -18,7 +18,7 @@ from llamanet.models import hub as hub_module
 from llamanet.models import library
 from llamanet.models.digest import known_digest
 from llamanet.models.hub import pull
-from llamanet.models.library import find_model, local_models, newest_model
+from llamanet.models.library import find_local_model, find_model, local_models, newest_model
 from llamanet.models.progress import silent
 from llamanet.models.source import HubSource
 
@@ -71,7 +71,7 @@ def test_pulling_verifies_remembers_and_is_found_again(hub: FakeHub, digests: Pa
 
 def test_an_interrupted_transfer_is_gone_on_with(hub: FakeHub, digests: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)
+    monkeypatch.setattr(hub_module, "PIECE", 100_000)
     hub.break_after = 310_000
 
     def interrupt(what: str, done: int, whole: int) -> None:
@@ -139,6 +139,43 @@ def test_two_pulled_models_of_one_name_are_told(hub: FakeHub, digests: Path) -> 
         find_model("nothing", digests, silent)
 
 
+def test_another_revision_is_another_model(hub: FakeHub, digests: Path) -> None:
+    old, older = "01d" + 37 * "0", "01de4" + 35 * "0"
+    hub.revisions[REPO] = {
+        "v1": (old, {"tiny-Q4_K_M.gguf": DATA[:2000], "gone-Q8_0.gguf": DATA[:10]}),
+        "refs/pr/1": (older, {"tiny-Q4_K_M.gguf": DATA[:1000]}),
+    }
+    main = pull(HubSource(REPO), digests, silent)
+    for revision, size in (("v1", 2000), ("refs/pr/1", 1000), (old, 2000)):
+        path = pull(HubSource(REPO, revision=revision), digests, silent)
+        assert path.read_bytes() == DATA[:size]
+        assert find_model(f"hf:{REPO}@{revision}", digests, silent) == path
+        assert find_model(f"hf:{REPO}@{revision}:Q4_K_M", digests, silent) == path
+        assert find_local_model(f"hf:{REPO}") == main
+    assert find_model(f"hf:{REPO}@v1:gone-Q8_0", digests, silent).name == "gone-Q8_0.gguf"
+    assert find_local_model(f"hf:{REPO}@v2") is None
+    assert find_local_model(f"hf:{REPO}:gone-Q8_0") is None  # it is not in main
+    assert [(model.name, model.revision) for model in local_models()] == [
+        ("gone-Q8_0", "v1"),
+        ("tiny-Q4_K_M", None),
+        ("tiny-Q4_K_M", "refs/pr/1"),
+        ("tiny-Q4_K_M", "v1"),
+    ]
+    with pytest.raises(ModelFileError, match=rf"3 pulled .* hf:{REPO}@v1:tiny-Q4_K_M$"):
+        find_model("tiny-Q4_K_M", digests, silent)
+
+
+def test_a_revision_can_be_all_that_was_pulled(hub: FakeHub, digests: Path) -> None:
+    hub.revisions[REPO] = {"v1": ("01d" + 37 * "0", {"tiny-Q4_K_M.gguf": DATA[:2000]})}
+    path = pull(HubSource(REPO, revision="v1"), digests, silent)
+    assert find_local_model("tiny-Q4_K_M") == path
+    assert find_local_model(f"hf:{REPO}") is None
+    hub.revisions[REPO] = {"v1": ("02d" + 37 * "0", {"tiny-Q4_K_M.gguf": DATA[:3000]})}  # a branch has moved
+    assert find_model(f"hf:{REPO}@v1", digests, silent) == path
+    newer = newest_model(HubSource(REPO, revision="v1"), digests, silent)
+    assert find_model(f"hf:{REPO}@v1", digests, silent) == newer != path
+
+
 def test_the_token_is_taken_from_its_usual_places(hub: FakeHub, digests: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.needs_token = "hf_secret"
     with pytest.raises(UserError, match=r"there is no http.*owner/repo-GGUF, or it is private; .* HF_TOKEN"):
@@ -156,6 +193,7 @@ def test_what_the_hub_refuses_is_one_line(hub: FakeHub, digests: Path) -> None:
         assert all(word in str(caught.value) for word in (str(source), *says)), str(caught.value)
 
     refused(HubSource("owner/unknown"), f"there is no {hub.url}/owner/unknown", "check the name")
+    refused(HubSource(REPO, "Q8_0", "v9"), f"{hub.url}/{REPO} has no revision 'v9'", "a branch, a tag")
     hub.gated = True
     refused(HubSource(REPO), "is gated", f"accept its terms at {hub.url}/{REPO}")
     hub.gated = False
@@ -223,7 +261,7 @@ def test_the_command_goes_on_after_it_was_killed(hub: FakeHub, tmp_path: Path) -
             assert time.monotonic() < deadline
             time.sleep(0.01)
         part = tmp_path / "hub/models--owner--repo-GGUF/blobs" / f"{hashlib.sha256(huge).hexdigest()}.incomplete"
-        while not part.exists() or part.stat().st_size < 10 * 2**20:
+        while not part.exists() or part.stat().st_size <= 11 * 2**20 - hub_module.PIECE:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         pulling.send_signal(signal.SIGKILL)
@@ -235,7 +273,7 @@ def test_the_command_goes_on_after_it_was_killed(hub: FakeHub, tmp_path: Path) -
     assert Path(out.strip()).read_bytes() == huge
     [asked] = hub.ranges()
     assert asked is not None
-    assert int(asked.removeprefix("bytes=").rstrip("-")) >= 10 * 2**20
+    assert int(asked.removeprefix("bytes=").rstrip("-")) > 11 * 2**20 - hub_module.PIECE
 
     with command(hub, tmp_path, "models", "--local", "--json") as listing:
         [model] = json.loads(listing.communicate(timeout=60)[0])

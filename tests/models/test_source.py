@@ -10,10 +10,16 @@ def test_what_a_user_may_mean() -> None:
     assert parse_source("hf:owner/repo") == HubSource("owner/repo")
     assert parse_source("hf:owner/repo:Q4_K_M") == HubSource("owner/repo", "Q4_K_M")
     assert parse_source("hf:owner/repo:sub/a.gguf") == HubSource("owner/repo", "sub/a.gguf")
+    assert parse_source("hf:owner/repo@v1.0") == HubSource("owner/repo", None, "v1.0")
+    assert parse_source("hf:owner/repo@refs/pr/1:sub/a.gguf") == HubSource("owner/repo", "sub/a.gguf", "refs/pr/1")
     assert parse_source("models/a.gguf") == Path("models/a.gguf")
     assert parse_source("a.gguf") == Path("a.gguf")
     assert parse_source("some-name.Q4_1") == "some-name.Q4_1"
     assert str(HubSource("owner/repo", "Q8_0")) == "hf:owner/repo:Q8_0"
+    assert str(HubSource("owner/repo", "Q8_0", "v1")) == "hf:owner/repo@v1:Q8_0"
+    for text in ("hf:owner/repo@", "hf:owner/repo@../x:Q8_0", "hf:owner/repo@a b", "hf:owner/repo@v1@v2"):
+        with pytest.raises(UserError, match="after the @ write a branch"):
+            parse_source(text)
     for text in ("hf:", "hf:repo", "hf:a/b/c", "hf:owner/re po", "hf:../x"):
         with pytest.raises(UserError, match="write hf:owner/repo"):
             parse_source(text)
