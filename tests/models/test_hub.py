@@ -97,6 +97,15 @@ def test_an_interrupted_transfer_is_gone_on_with(hub: FakeHub, digests: Path, mo
     assert not list(path.resolve().parent.glob("*.incomplete"))
 
 
+def test_little_is_lost_of_what_came(hub: FakeHub, digests: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    hub.break_after = 310_000
+    assert pull(HubSource(REPO), digests, silent).read_bytes() == DATA
+    starts = [int(asked.removeprefix("bytes=").rstrip("-")) for asked in hub.ranges() if asked]
+    assert [start % hub_module.PIECE for start in starts] == [0] * 3
+    assert starts[0] > 310_000 - hub_module.PIECE
+
+
 def test_a_server_that_knows_no_ranges_sends_all_again(hub: FakeHub, digests: Path) -> None:
     blobs = Path(hub_module.cache_dir() or "") / "models--owner--repo-GGUF" / "blobs"
     blobs.mkdir(parents=True)
