@@ -3,9 +3,10 @@
 Rules:
 - Waiting sequences get a slot in the order of arrival; `PrefixCache` says which one.
 - A step holds at most `n_batch` tokens: first one token of each sequence that draws next, so that a long prompt never
-  stalls a stream; then prompt chunks, while anyone streams no more of them than the `Pace` allows.
+  stalls a stream; then prompt chunks, no more of them than the `Pace` allows.
 - The oldest prompt gets at least half of what there is for prompts, so that none starves. The other half goes to the
-  prompts with the least to compute first, so that a short one does not wait for a long one.
+  prompts with the least to compute first, so that a short one does not wait for a long one. A tile is not halved: the
+  oldest prompt gets it in every other step.
 - A prompt that begins like one that is being computed waits for the common part, rather than compute it too.
 - A paused sequence keeps its slot and its memory, and is not computed.
 """
@@ -17,7 +18,7 @@ import attrs
 
 from llamanet.node.backend import Chunk
 from llamanet.node.neighbours import Move, next_move
-from llamanet.node.pacing import Pace
+from llamanet.node.pacing import TILE, Pace
 from llamanet.node.prefix_cache import Placement, PrefixCache, common_prefix
 from llamanet.node.sequence import Sequence
 
@@ -64,6 +65,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
         """By slot, in the order of admission."""
+        self._oldest_had_tile = False
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence at its place by arrival. The bound on the queue is kept where requests come in."""
@@ -140,13 +142,39 @@ class Scheduler:
                 parts.append((sequence, _chunk(slot, sequence, 1)))
             else:
                 prompts.append((slot, sequence))
-        budget = min(self._n_batch - len(parts), self._pace.prompt_tokens(streaming=bool(parts)))
-        if parts:
+        streams = len(parts)
+        budget = min(self._n_batch - streams, self._pace.prompt_tokens(streaming=streams > 0))
+        if streams:
             budget = max(0, budget - spent)
-        for slot, sequence, size in _shares(prompts, budget):
+        room = self._n_batch - streams - budget
+        for slot, sequence, size in self._shares(prompts, budget):
+            # llama.cpp computes the first token of each sequence together, then what prompts have more: whole tiles.
+            if streams and room and size % TILE == 0 and size < sequence.computable:
+                size, room = size + 1, room - 1
             parts.append((sequence, _chunk(slot, sequence, size)))
         # llama.cpp computes neighbouring sequences in one pass only if they stand in the batch in the order of slots.
         return Step(sorted(parts, key=lambda part: part[1].slot))
+
+    def _shares(self, prompts: list[tuple[int, Sequence]], budget: int) -> Iterator[tuple[int, Sequence, int]]:
+        if not prompts:
+            return
+        oldest_slot, oldest = prompts[0]
+        others = sorted(prompts[1:], key=lambda prompt: prompt[1].computable)
+        reserved = (budget + 1) // 2
+        if budget >= 2 * TILE:
+            reserved = -(-reserved // TILE) * TILE
+        elif budget >= TILE and others:
+            self._oldest_had_tile = not self._oldest_had_tile
+            reserved = budget if self._oldest_had_tile else 0
+        reserved = min(oldest.computable, reserved)
+        left = budget - reserved
+        for slot, sequence in others:
+            size = min(left, sequence.computable)
+            left -= size
+            if size:
+                yield slot, sequence, size
+        if size := min(reserved + left, oldest.computable):
+            yield oldest_slot, oldest, size
 
     def _awaits(self, sequence: Sequence) -> bool:
         """Whether a prompt that is being computed will soon leave more for `sequence` than memory has now."""
@@ -173,22 +201,6 @@ class Scheduler:
 
     def _live(self) -> dict[int, list[int]]:
         return {slot: sequence.tokens[: sequence.computed] for slot, sequence in self.running.items()}
-
-
-def _shares(prompts: list[tuple[int, Sequence]], budget: int) -> Iterator[tuple[int, Sequence, int]]:
-    if not prompts:
-        return
-    oldest_slot, oldest = prompts[0]
-    others = sorted(prompts[1:], key=lambda prompt: prompt[1].computable)
-    reserved = min(oldest.computable, (budget + 1) // 2)
-    left = budget - reserved
-    for slot, sequence in others:
-        size = min(left, sequence.computable)
-        left -= size
-        if size:
-            yield slot, sequence, size
-    if size := min(reserved + left, oldest.computable):
-        yield oldest_slot, oldest, size
 
 
 def _chunk(slot: int, sequence: Sequence, size: int) -> Chunk:

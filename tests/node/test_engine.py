@@ -411,6 +411,19 @@ async def test_cancelling_frees_the_slot_within_a_step(autojump_clock: MockClock
     assert engine.state().running == engine.state().waiting == 0
 
 
+async def test_a_prompt_alone_is_computed_in_steps_of_bounded_length(autojump_clock: MockClock, serve: Serve) -> None:
+    engine, backend = await serve(slots=1, n_batch=512, step_time=0, token_time=0.0015)
+    for at in (0.01, 0.5, 1.5):
+        before = backend.computed
+        prompt = engine.submit(request("word " * 2000))
+        await trio.sleep(at)
+        computed = backend.computed
+        prompt.cancel()
+        await ask(engine, "next in line", max_tokens=1)
+        assert backend.computed - computed <= 3, "no step of the prompt is begun any more"
+        assert computed - before <= at / 0.0015 + 192, "0.3 s of prompt at most are computed in one step"
+
+
 async def test_a_request_can_be_cancelled_before_it_runs(autojump_clock: MockClock, serve: Serve) -> None:
     engine, backend = await serve(slots=1)
     running = engine.submit(request(max_tokens=50))
@@ -613,6 +626,8 @@ async def test_texts_are_embedded_in_full_batches_while_nobody_generates(
     autojump_clock: MockClock, serve: Serve
 ) -> None:
     engine, _ = await serve(n_batch=512, slots=4, step_time=0.02)
+    # A step's length is known only after one was measured.
+    await ask(engine, "word " * 1000, max_tokens=1)
     start = trio.current_time()
     answer = await engine.embed(Embed(id=1, texts=("word " * 100,) * 16))
     assert isinstance(answer, Embeddings)

@@ -5,7 +5,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from llamanet.node.detokenize import TextStream
 from llamanet.node.neighbours import Move
-from llamanet.node.pacing import Pace
+from llamanet.node.pacing import TILE, Pace
 from llamanet.node.scheduler import Scheduler
 from llamanet.node.sequence import Sequence
 from llamanet.wire.inference import Generate
@@ -83,6 +83,46 @@ def test_the_oldest_prompt_gets_half_and_the_shortest_goes_first_in_the_rest() -
     assert sorted(sizes(scheduler)) == [(0, 10, False), (2, 4, True), (3, 6, False)]
 
 
+def paced(tokens: int, *, streams: int) -> Scheduler:
+    """Prompts of 1,000, 400 and 300 tokens in a scheduler whose steps may hold so many tokens of them."""
+    pace = Pace(0.15, 512)
+    while pace.prompt_tokens(streaming=streams > 0) != tokens:
+        pace.step(prompt_tokens=tokens, seconds=0.15 if streams else 0.3)
+    scheduler = Scheduler(slots=8, n_ctx=2048, n_batch=512, pace=pace)
+    for serial, prompt in enumerate((*(4,) * streams, 1000, 400, 300)):
+        scheduler.add(sequence(serial, prompt))
+    for each in admit(scheduler)[:streams]:
+        each.computed = 3
+    return scheduler
+
+
+def prompts(scheduler: Scheduler, streams: int) -> list[int]:
+    """How many tokens of each prompt the next step holds."""
+    given = {serial: size for serial, size, _ in sizes(scheduler)}
+    return [given.get(streams + number, 0) for number in range(3)]
+
+
+def test_prompts_take_turns_with_a_step_of_less_than_two_tiles() -> None:
+    # With streams, the first token of a prompt is computed with theirs, and what it has more fills the tile.
+    for streams, more in ((2, 1), (0, 0)):
+        scheduler = paced(TILE, streams=streams)
+        turns = [prompts(scheduler, streams) for _ in range(4)]
+        assert turns == [[TILE + more, 0, 0], [0, 0, TILE + more]] * 2
+        scheduler = paced(2 * TILE, streams=streams)
+        assert [prompts(scheduler, streams) for _ in range(2)] == [[TILE + more, 0, TILE + more]] * 2
+    assert prompts(paced(3 * TILE, streams=0), 0) == [2 * TILE, 0, TILE]
+    assert prompts(paced(32, streams=2), 2) == [16, 0, 16]
+
+
+def test_a_short_prompt_leaves_the_rest_of_a_tile_to_the_next() -> None:
+    scheduler = paced(TILE, streams=1)
+    short = sequence(9, 10)
+    scheduler.add(short)
+    admit(scheduler)
+    scheduler.plan()
+    assert prompts(scheduler, 1) == [0, 0, 54]
+
+
 def test_while_anyone_streams_prompts_keep_the_pace() -> None:
     scheduler = make(slots=2, n_batch=512)
     stream, prompt = sequence(0, 4), sequence(1, 1000)
@@ -92,7 +132,7 @@ def test_while_anyone_streams_prompts_keep_the_pace() -> None:
     stream.computed = 3
     assert sizes(scheduler) == [(0, 1, True), (1, 32, False)]
     stream.paused_at = 1.0
-    assert sizes(scheduler) == [(1, 512, False)]
+    assert sizes(scheduler) == [(1, TILE, False)]
 
 
 def test_what_a_sequence_computed_is_there_for_the_next() -> None:
