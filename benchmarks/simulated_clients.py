@@ -1,7 +1,8 @@
 """Clients of a simulated swarm for `routing.py`: the real policy, over a network that is only waiting.
 
-A client looks at the nodes through what a real one has: PONGs after a round trip, and its own requests. Rules that
-`client/choice.py` and `client/attempt.py` keep are kept here likewise: whom to wait for, when to leave, when to hedge.
+A client looks at the nodes through what a real one has: PONGs after a round trip, what nodes say of themselves when
+they take a request and when they have finished it, and its own requests. Rules that `client/choice.py` and
+`client/attempt.py` keep are kept here likewise: whom to wait for, when to leave, when to hedge.
 """
 
 import math
@@ -12,7 +13,7 @@ from random import Random
 from typing import Any
 
 import attrs
-from simulated_swarm import SLOTS, Clock, Job, SimulatedNode, Wait, capacity
+from simulated_swarm import SLOTS, STEP_S, Clock, Job, SimulatedNode, Wait, capacity
 
 from llamanet.client.attempt import HUNG_ESTIMATES
 from llamanet.client.directory import Service
@@ -205,6 +206,12 @@ class Client:
         self.router.heard(told.service, told, len(self.world.services), self.world.clock.now)
         self.outcome.policy_s += time.perf_counter() - start
 
+    def tell(self, at: Service, asked_at: float) -> None:
+        """The node's state comes with what it says to a request that was sent at `asked_at`."""
+        clock = self.world.clock
+        arrival = clock.now + self.rtts[at] / 2
+        clock.at(arrival, self.router.pool.told, self.told(at, arrival), asked_at)
+
     def told(self, at: Service, when: float) -> Candidate:
         state = self.world.nodes[at].state()
         return Candidate(service=at, address=Address("10.0.0.1", 8001), rtt=self.rtts[at], state=state, at=when)
@@ -302,8 +309,13 @@ class Client:
             if question.blocks:
                 job.conversation = int.from_bytes(question.blocks[0].digest, "big")
                 job.tokens = question.prompt_tokens + int(answer)
-            retry_after = self.world.nodes[at].submit(job)
+            node = self.world.nodes[at]
+            retry_after = node.submit(job)
             if retry_after is None:
+                if self.strategy == "ours" and node.factor:
+                    # It takes the request between two steps.
+                    delay = STEP_S / 2 / node.factor if len(node.running) > 1 else 0.0
+                    clock.at(clock.now + delay, self.tell, at, began)
                 return Attempt(at, job, began, expected)
             self.peers.busy(at.node_id, retry_after, clock.now)
         return None
@@ -318,6 +330,8 @@ class Client:
             yield Wait([attempt.job], until)
             if hangs and not node.factor and attempt.job.done_at is None:
                 return False
+        if self.strategy == "ours":
+            self.tell(attempt.at, attempt.began)
         return True
 
     def hedge_at(self, attempt: Attempt, question: Question) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from llamanet.node.rates import Rates
-from llamanet.wire.rpc import ModelState
+from llamanet.wire.state import ModelState
 
 SLOTS = 4
 MAX_WAITING = 64

@@ -31,7 +31,8 @@ from llamanet.errors import ungrouped
 from llamanet.wire.facts import announced_hosts
 from llamanet.wire.identity import Identity
 from llamanet.wire.invite import Invite
-from llamanet.wire.rpc import Address, ModelState
+from llamanet.wire.rpc import Address
+from llamanet.wire.state import ModelState
 
 if TYPE_CHECKING:
     from llamanet.node.host import Host, Model

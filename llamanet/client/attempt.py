@@ -19,13 +19,15 @@ from llamanet.client.directory import Directory
 from llamanet.client.hedge import HedgeBudget
 from llamanet.client.lobby import Lobby
 from llamanet.client.peers import PeerMemory
+from llamanet.client.pool import ProbePool
 from llamanet.client.probe_budget import ProbeBudget
 from llamanet.client.selection import Candidate, estimated_ttft
 from llamanet.client.watch import Watch
 from llamanet.dht.service import Dht
 from llamanet.errors import NodeFailed
-from llamanet.wire.inference import Accepted, Embed, Generate, Tokens
-from llamanet.wire.rpc import Contact, ModelState
+from llamanet.wire.inference import CAPABILITY_LIVE_STATE, Accepted, Embed, Generate, Tokens
+from llamanet.wire.rpc import Contact
+from llamanet.wire.state import ModelState
 
 SILENCE_S = 0.5
 """The least silence after which a node is asked whether it is alive, before the first token..."""
@@ -45,7 +47,8 @@ EMBED_STEP_S = 30.0
 """The least patience with one batch of texts: how long it takes is measured by nobody."""
 STUCK_SHARE = 0.5
 """A step has not ended if meanwhile the node's estimate grew by this share of the time that passed, or more. It grows
-by all of it (`Rates.ttft_s`); the rest is for round trips that differ."""
+by all of it (`Rates.ttft_s`); the rest is for round trips that differ. By more than the inverse it grows, if nobody
+came, because it was measured anew: a step has ended."""
 GAP_WEIGHT = 0.2
 """Of the newest time between tokens, in their average."""
 
@@ -61,6 +64,7 @@ class Access:
     lobby: Lobby
     hedges: HedgeBudget
     probes: ProbeBudget
+    probed: ProbePool
     rng: Random
     watch: Watch = attrs.field(init=False)
 
@@ -93,6 +97,9 @@ class Attempt:
         rate = candidate.state.tokens_per_second
         self._gap = min(1 / rate, MAX_SILENCE_S) if rate > 0 else 0.0
         self._ended = False
+        request = attrs.evolve(request, model=service.model, digest=facts.digest)
+        if isinstance(request, Generate):
+            request = attrs.evolve(request, live_state=CAPABILITY_LIVE_STATE in facts.capabilities)
         self._exchange: Exchange = access.pool.submit(
             Peer(
                 public_key=service.public_key,
@@ -101,7 +108,8 @@ class Attempt:
                 port=facts.port,
                 tls=facts.tls,
             ),
-            attrs.evolve(request, model=service.model, digest=facts.digest),
+            request,
+            self._hear_state,
         )
         access.peers.began(service.node_id, self.asked_at)
 
@@ -167,6 +175,12 @@ class Attempt:
             self.cached_tokens = answer.cached_tokens
             self.tool_format = answer.tool_format
 
+    def _hear_state(self, state: ModelState) -> None:
+        """What the node says of itself with an answer is as good as a probe."""
+        if state.name == self.candidate.service.model:
+            told = attrs.evolve(self.candidate, state=state, at=trio.current_time())
+            self._access.probed.told(told, self.asked_at)
+
     async def _check(self) -> None:
         """Raises `NodeFailed` if a silent node is dead, or hangs."""
         service, access = self.candidate.service, self._access
@@ -188,9 +202,11 @@ class Attempt:
         """What the node says of itself at `now`; if a step ended since it last did, its estimate is to be believed."""
         before = self.candidate
         self.candidate = attrs.evolve(before, state=state, at=now)
-        if state.running + state.waiting < before.state.running + before.state.waiting:
+        came = state.running + state.waiting - before.state.running - before.state.waiting
+        if came < 0:
             return  # Its estimate fell because somebody left; perhaps because the node hangs.
-        if state.ttft_s - before.state.ttft_s < STUCK_SHARE * (now - before.at):
+        grew, passed = state.ttft_s - before.state.ttft_s, now - before.at
+        if grew < STUCK_SHARE * passed or (not came and grew > passed / STUCK_SHARE):
             self._expected_s = estimated_ttft(self.candidate, self._prompt_tokens)
             if self._embeds or (state.waiting and not self.spoke):
                 self.heard_at = now

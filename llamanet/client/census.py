@@ -12,7 +12,8 @@ from llamanet.dht.service import Dht
 from llamanet.wire.facts import NodeFacts, ServiceFacts
 from llamanet.wire.identity import PublicKey, node_id_of
 from llamanet.wire.invite import MAX_INVITED_PEERS, InvitedPeer
-from llamanet.wire.rpc import Address, ModelState
+from llamanet.wire.rpc import Address
+from llamanet.wire.state import ModelState
 
 ASKED_AT_ONCE = 64
 

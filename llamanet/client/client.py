@@ -181,6 +181,7 @@ class SwarmClient:
             lobby=Lobby(),
             hedges=HedgeBudget(),
             probes=self._router.probes,
+            probed=self._router.pool,
             rng=self._rng,
         )
 
@@ -262,7 +263,6 @@ class SwarmClient:
         strategy = self._strategy if strategy is None else check_strategy(strategy)
         make_choice = partial(self._make_choice, blocks=request_blocks(request), strategy=strategy)
         self._access.hedges.earn()
-        self._access.probes.earn()
         stream = Stream(
             self._access,
             make_choice,

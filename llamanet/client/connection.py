@@ -39,6 +39,7 @@ from llamanet.wire.inference import (
     decode_node_message_untrusted,
     encode_message,
 )
+from llamanet.wire.state import ModelState
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -59,6 +60,8 @@ MAX_AHEAD = 65_536
 """Token ids and characters that may wait for the reader of one request."""
 
 Answer = Accepted | Tokens | Embeddings | Finished | Failed
+OnState = Callable[[ModelState], object]
+"""Takes what the node says of its load beside an answer, when that arrives, however late its reader comes."""
 OpenStream = Callable[[str, int], Awaitable[trio.abc.Stream]]
 """Opens a byte stream to a host and a TCP port. Raises `OSError`."""
 
@@ -79,9 +82,10 @@ class Peer:
 class Exchange:
     """One request on a connection, and the answers that wait for its reader. Only one task may read at a time."""
 
-    def __init__(self, connection: "Connection", request_id: int, *, embeds: bool) -> None:
+    def __init__(self, connection: "Connection", request_id: int, on_state: OnState | None, *, embeds: bool) -> None:
         """Made by `Connection.submit`."""
         self._connection = connection
+        self._on_state = on_state
         self._id = request_id
         self._embeds = embeds
         self._answers: deque[Answer] = deque()
@@ -131,6 +135,7 @@ class Exchange:
             raise BadMessage("an answer out of order", "type")
         if isinstance(answer, Accepted):
             self._accepted = True
+            self._hear(answer.state)
         elif isinstance(answer, Tokens):
             if not answer.token_ids:
                 raise BadMessage("text without tokens", "token_ids")
@@ -139,6 +144,8 @@ class Exchange:
             raise BadMessage("not an answer to this request", "type")
         self._answers.append(answer)
         if isinstance(answer, Embeddings | Finished | Failed):
+            if isinstance(answer, Finished):
+                self._hear(answer.state)
             self._connection.forget(self._id)
             self.end("the request is over")
         elif self._ahead > MAX_AHEAD:
@@ -151,6 +158,10 @@ class Exchange:
         """Nothing more will arrive."""
         self._over = reason
         self._news.unpark_all()
+
+    def _hear(self, state: ModelState | None) -> None:
+        if state is not None and self._on_state is not None:
+            self._on_state(state)
 
     def _take(self) -> Answer:
         first = self._answers.popleft()
@@ -188,9 +199,9 @@ class Connection:
         """Requests that are not over."""
         return len(self._exchanges)
 
-    def submit(self, request: Generate | Embed) -> Exchange:
+    def submit(self, request: Generate | Embed, on_state: OnState | None) -> Exchange:
         """Send `request` (under an id of the connection's own) as soon as the connection is open."""
-        exchange = Exchange(self, next(self._ids), embeds=isinstance(request, Embed))
+        exchange = Exchange(self, next(self._ids), on_state, embeds=isinstance(request, Embed))
         self._exchanges[exchange._id] = exchange
         self._put(encode_message(attrs.evolve(request, id=exchange._id)))
         return exchange
@@ -323,16 +334,16 @@ class ConnectionPool:
         nursery.start_soon(self._alarm.run)
         self._connections: dict[Peer, list[Connection]] = {}
 
-    def submit(self, peer: Peer, request: Generate | Embed) -> Exchange:
+    def submit(self, peer: Peer, request: Generate | Embed, on_state: OnState | None = None) -> Exchange:
         """Send `request` to `peer`, over a connection that is there or that is opened for it."""
         for connection in self._connections.get(peer, ()):
             if connection.lost is None and connection.in_flight < MAX_REQUESTS:
-                return connection.submit(request)
+                return connection.submit(request, on_state)
         self._close_surplus()
         connection = Connection(peer, self._alarm)
         self._connections.setdefault(peer, []).append(connection)
         self._nursery.start_soon(self._run, connection)
-        return connection.submit(request)
+        return connection.submit(request, on_state)
 
     async def _run(self, connection: Connection) -> None:
         try:

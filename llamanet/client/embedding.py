@@ -99,12 +99,12 @@ class Embedder:
 
     async def _batch(self, batch: Embed) -> tuple[Candidate, Embeddings]:
         prompt_tokens = tokens_in(sum(map(len, batch.texts)))
-        self._access.probes.earn()
         choice: Choice | None = None
+        await self._place.go()
+        self._access.probes.earn()
         while True:
             if self._budget.is_spent(self._failed):
                 raise out_of_tries(self._wishes.model, self._failures, self._hops, self._budget)
-            await self._place.go()
             choice = choice or self._make_choice(self._wishes, prompt_tokens, self._failures, self._budget.max_failures)
             candidate = await choice.next()
             if candidate is None:
@@ -112,6 +112,7 @@ class Embedder:
                 if not isinstance(error, SwarmBusy):
                     raise error
                 await self._place.wait(error)
+                await self._place.go()
                 choice = None
                 continue
             label = candidate.service.facts.label

@@ -175,6 +175,8 @@ class Stream:
         self._failures: dict[PublicKey, int] = {}
         self._failed = 0
         """How often a node failed."""
+        self._looked = False
+        """For a node, once at least."""
         self._choice: Choice | None = None
         self._attempt: Attempt | None = None
         self._hedged = not may_hedge
@@ -270,6 +272,10 @@ class Stream:
             if self._budget.is_spent(self._failed):
                 raise out_of_tries(self._wishes.model, self._failures, self._hops, self._budget)
             await self._place.go()
+            if not self._looked:
+                # Not before: what is not spent at once is not saved up.
+                self._access.probes.earn()
+                self._looked = True
             self._choice = self._make_choice(
                 self._wishes, self._prompt_tokens(), self._failures, self._budget.max_failures
             )

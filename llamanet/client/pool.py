@@ -6,6 +6,7 @@ The pool is that of Prequal (Wydrowski et al., "Load is not what you should bala
   which nobody uses up.
 - Our own requests count at once: a probe that was used tells of one request more, and so does one that a node answered
   before it can have known of the request.
+- What a node says of itself with an answer is a probe too, which may be used once.
 - Load is hot above the `HOT_QUANTILE` of the loads that the last `LOADS` probes of the same model told; but a free slot
   is never hot.
 - What is too old to choose by still says whom to probe: it fades within `FADE_S` into the node's average.
@@ -77,13 +78,19 @@ class ProbePool:
 
     def add(self, candidate: Candidate, nodes: int) -> None:
         """Keep a probe, of a model that `nodes` nodes serve."""
+        # Rounded at random, so that the mean is right.
+        uses = math.floor(uses_a_probe(nodes) + self._rng.random())
+        self._keep(candidate, uses, _unseen_since(candidate))
+
+    def told(self, candidate: Candidate, asked_at: float) -> None:
+        """Keep what a node said of itself with an answer to our request, which was sent at `asked_at`."""
+        # Of that request it knows.
+        self._keep(candidate, 1, max(asked_at, _unseen_since(candidate)))
+
+    def _keep(self, candidate: Candidate, uses: int, unseen_since: float) -> None:
         service, state = candidate.service, candidate.state
         old = self._known.pop(service, None)
         wait = state.ttft_s if old is None else old.wait_s + WAIT_WEIGHT * (state.ttft_s - old.wait_s)
-        # Rounded at random, so that the mean is right.
-        uses = math.floor(uses_a_probe(nodes) + self._rng.random())
-        # It answered half a round trip ago, and what we send takes half of one to arrive.
-        unseen_since = candidate.at - candidate.rtt - UNSEEN_S
         ours = [] if old is None else [sent for sent in old.ours if sent[0] > unseen_since]
         for _, prompt_tokens in ours:
             candidate = with_one_more(candidate, prompt_tokens)
@@ -144,3 +151,9 @@ class ProbePool:
             return None
         faded = 1 - math.exp((probed.candidate.at - now) / FADE_S)
         return probed.candidate, faded * (probed.wait_s - probed.candidate.state.ttft_s)
+
+
+def _unseen_since(candidate: Candidate) -> float:
+    """Since when our requests are not in what a node told."""
+    # It answered half a round trip ago, and what we send takes half of one to arrive.
+    return candidate.at - candidate.rtt - UNSEEN_S

@@ -13,7 +13,8 @@ import attrs
 from llamanet.client.directory import Service
 from llamanet.wire.identity import NodeId
 from llamanet.wire.inference import CAPABILITY_EMBEDDINGS
-from llamanet.wire.rpc import Address, ModelState
+from llamanet.wire.rpc import Address
+from llamanet.wire.state import ModelState
 
 ROUND_TRIPS_TO_ASK = 4
 """A new connection costs three (TCP, TLS 1.3, the websocket's upgrade), and the request one."""

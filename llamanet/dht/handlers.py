@@ -31,7 +31,6 @@ from llamanet.wire.rpc import (
     DialBack,
     FindNode,
     FindValue,
-    ModelState,
     Nodes,
     Ping,
     Pong,
@@ -42,6 +41,7 @@ from llamanet.wire.rpc import (
     Stored,
     Values,
 )
+from llamanet.wire.state import ModelState
 
 LiveState = Callable[[str | None], tuple[bool, tuple[ModelState, ...]]]
 """Asked by PING: of which model (None: as many as fit) -> (draining, states)."""

@@ -16,11 +16,11 @@ from llamanet.wire.inference import (
     MAX_BREAKERS,
     MAX_CHAT_MESSAGES,
     MAX_GRAMMAR_CHARS,
-    MAX_MODEL_NAME,
     MAX_SEED,
     MAX_STOPS,
     MAX_TOKENS,
 )
+from llamanet.wire.state import MAX_MODEL_NAME
 
 MAX_CHOICES = 32
 """Answers to one request."""

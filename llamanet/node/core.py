@@ -178,6 +178,8 @@ class EngineCore:
             self._admit(*admitted, now)
         if move := self._scheduler.move():
             self.backend.move(move.slot, move.target)
+        # Before anybody hears of those that were admitted.
+        self.rates.pending_tokens = self._scheduler.pending_tokens
         embedded, self._embedded = self._embedded, 0
         return self._scheduler.plan(spent=embedded)
 
@@ -198,7 +200,6 @@ class EngineCore:
     def compute(self, step: Step) -> None:
         """Decode the step's chunks and draw the tokens that follow them."""
         start = self.clock()
-        self.rates.pending_tokens = self._scheduler.pending_tokens
         self.rates.step_began = start
         try:
             self._compute(step, start)

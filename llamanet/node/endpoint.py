@@ -25,7 +25,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 
 from llamanet._version import __version__
 from llamanet.errors import BadMessage, EngineBusy
-from llamanet.node.answer import Answer
+from llamanet.node.answer import Answer, Message
 from llamanet.node.cork import Cork
 from llamanet.node.engine import Engine
 from llamanet.node.rates import Rates
@@ -34,10 +34,12 @@ from llamanet.wire.inference import (
     MAX_MESSAGE_BYTES,
     SUBPROTOCOL_JSON,
     SUBPROTOCOL_MSGPACK,
+    Accepted,
     Cancel,
     Embed,
     Embeddings,
     Failed,
+    Finished,
     Generate,
     ModelStatus,
     NodeMessage,
@@ -215,6 +217,13 @@ class Endpoint:
                 id=request.id, code="wrong_digest", message=message, field="digest", limit=engine.digest.hex()
             )
         return engine
+
+    def with_state(self, message: Message, request: Generate) -> Message:
+        """`message`, which answers `request`, with the live state of its model if it should tell that."""
+        if not request.live_state or not isinstance(message, Accepted | Finished):
+            return message
+        engine = self.engine_for(request)
+        return message if isinstance(engine, Failed) else attrs.evolve(message, state=engine.state())
 
     def status(self, request: Status) -> StatusReply:
         """The node's state, all models included."""
@@ -464,7 +473,8 @@ class _Connection:
             messages: list[NodeMessage] = list(replies)
             over = sum(reply.id is not None for reply in replies)
             for generation in speaking:
-                messages += generation.take_all()
+                said = generation.take_all()
+                messages += [self._endpoint.with_state(message, generation.request) for message in said]
                 if generation.over and generation.request.id in self._generations:
                     del self._generations[generation.request.id]
                     over += 1

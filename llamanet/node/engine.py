@@ -27,6 +27,7 @@ from llamanet.wire.inference import (
     CAPABILITY_EMBEDDINGS,
     CAPABILITY_GRAMMAR,
     CAPABILITY_JSON,
+    CAPABILITY_LIVE_STATE,
     Accepted,
     Embed,
     Embeddings,
@@ -34,7 +35,7 @@ from llamanet.wire.inference import (
     Finished,
     Generate,
 )
-from llamanet.wire.rpc import ModelState
+from llamanet.wire.state import ModelState
 
 EMBED_WEIGHT = 0.1
 """Of the newest batch in the average rate of embedding."""
@@ -150,6 +151,7 @@ class Engine:
             CAPABILITY_EMBEDDINGS: core.backend.n_embd > 0,
             CAPABILITY_GRAMMAR: generates,
             CAPABILITY_JSON: generates,
+            CAPABILITY_LIVE_STATE: generates,
         }
         self.capabilities = tuple(name for name in able if able[name])
         """What nodes announce."""

@@ -27,7 +27,8 @@ from llamanet.node.tls import server_tls
 from llamanet.node.worker import ThreadWorker, Worker
 from llamanet.wire.facts import NodeFacts, ServiceFacts
 from llamanet.wire.identity import Identity, short_name
-from llamanet.wire.rpc import Address, ModelState
+from llamanet.wire.rpc import Address
+from llamanet.wire.state import ModelState
 
 if TYPE_CHECKING:
     from llamanet.node.upstream import UpstreamEngine

@@ -18,7 +18,7 @@ from llamanet.node.chat_template import load_chat_template
 from llamanet.node.config import LlamaSettings, NodeConfig
 from llamanet.node.host import Model
 from llamanet.settings import setting_name
-from llamanet.wire.inference import MAX_MODEL_NAME
+from llamanet.wire.state import MAX_MODEL_NAME
 
 
 def llama_settings(config: NodeConfig) -> LlamaSettings:

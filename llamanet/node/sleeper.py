@@ -6,7 +6,7 @@ import attrs
 import trio
 
 from llamanet.node.engine import Engine
-from llamanet.wire.rpc import ModelState
+from llamanet.wire.state import ModelState
 
 
 class Sleeper:

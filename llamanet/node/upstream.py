@@ -33,6 +33,7 @@ from llamanet.node.upstream_api import (
 from llamanet.wire.inference import (
     CAPABILITY_EMBEDDINGS,
     CAPABILITY_JSON,
+    CAPABILITY_LIVE_STATE,
     CAPABILITY_TEXT_RESUME,
     MAX_VECTOR_BYTES,
     Accepted,
@@ -44,7 +45,7 @@ from llamanet.wire.inference import (
     Timings,
     Usage,
 )
-from llamanet.wire.rpc import ModelState
+from llamanet.wire.state import ModelState
 
 MAX_WAITING = 64
 BUFFER_TOKENS = 256
@@ -86,7 +87,12 @@ class UpstreamEngine:
         self.digest = model.digest
         self.n_ctx = model.n_ctx
         self.slots = slots
-        self.capabilities = (CAPABILITY_EMBEDDINGS, CAPABILITY_JSON, CAPABILITY_TEXT_RESUME)
+        self.capabilities = (
+            CAPABILITY_EMBEDDINGS,
+            CAPABILITY_JSON,
+            CAPABILITY_TEXT_RESUME,
+            CAPABILITY_LIVE_STATE,
+        )
         self.rates = Rates()
         self.idle_since: float | None = trio.current_time()
         """Since when no request is in flight, on trio's clock; None while one is."""

@@ -21,7 +21,7 @@ from llamanet.models.shards import model_name
 from llamanet.node.host import Host
 from llamanet.node.upstream import UpstreamEngine, UpstreamModel
 from llamanet.settings import is_host, setting_name
-from llamanet.wire.inference import MAX_MODEL_NAME
+from llamanet.wire.state import MAX_MODEL_NAME
 
 log = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from llamanet.wire.codec import (
     wire_field,
 )
 from llamanet.wire.identity import NodeId
-from llamanet.wire.inference import MAX_MODEL_NAME
 from llamanet.wire.plain import pack_datagram, unpack_datagram_untrusted
+from llamanet.wire.state import MAX_MODEL_NAME
 
 MAX_LABEL = 32
 MAX_HOSTS = 3

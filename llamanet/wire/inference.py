@@ -38,6 +38,7 @@ from llamanet.wire.codec import (
     wire_field,
 )
 from llamanet.wire.plain import Plain, pack_msgpack, unpack_json_untrusted, unpack_msgpack_untrusted
+from llamanet.wire.state import MAX_MODEL_NAME, ModelState
 from llamanet.wire.tools import MAX_CALLS, MAX_TOOLS, Tool, ToolCall, name_decoder
 
 SUBPROTOCOL_MSGPACK = "llamanet.v1.msgpack"
@@ -47,7 +48,6 @@ MAX_PROMPT_CHARS = 2_000_000
 MAX_CHAT_MESSAGES = 2_000
 MAX_TOKENS = 1_000_000
 MAX_TOKEN_ID = 2**31 - 1
-MAX_MODEL_NAME = 96
 MAX_STOPS = 16
 MAX_SEED = 2**63 - 1
 MAX_BIASES = 1_024
@@ -67,6 +67,8 @@ CAPABILITY_JSON = "json"
 """Of a node that holds answers to JSON schemas, and calls of tools to theirs."""
 CAPABILITY_GRAMMAR = "grammar"
 """Likewise of one that follows GBNF grammars."""
+CAPABILITY_LIVE_STATE = "live-state"
+"""Of a node that knows `Generate.live_state`."""
 
 _request_id = integer(0, 2**53 - 1)
 _token_ids = list_of_integers(0, MAX_TOKEN_ID, MAX_TOKENS)
@@ -189,6 +191,8 @@ class Generate:
     """Whether one answer may have several calls; None: if the model's template knows of tools."""
     continue_final_message: bool = wire_field(boolean, default=False)
     """Go on with the last of `messages`, a turn of the assistant, instead of answering it; only what is new is told."""
+    live_state: bool = wire_field(boolean, default=False)
+    """Tell the model's state with `Accepted` and `Finished`; only to nodes with `CAPABILITY_LIVE_STATE`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -225,6 +229,8 @@ class Accepted:
     cached_tokens: int = wire_field(integer(0, 2**53), default=0)
     tool_format: str | None = wire_field(optional(text(32)), default=None)
     """How calls are written in the text, one of `llamanet.wire.tools.FORMATS`; None if no tools are asked for."""
+    state: ModelState | None = wire_field(optional(map_of(ModelState)), encoded_optional(to_map), default=None)
+    """The model's, this request included; None if it was not asked for."""
 
 
 @attrs.frozen(kw_only=True)
@@ -290,6 +296,8 @@ class Finished:
     reason: str = wire_field(one_of("stop", "length", "context"))
     usage: Usage = wire_field(map_of(Usage), to_map)
     timings: Timings = wire_field(map_of(Timings), to_map, factory=Timings)
+    state: ModelState | None = wire_field(optional(map_of(ModelState)), encoded_optional(to_map), default=None)
+    """The model's, this request left out; None if it was not asked for."""
 
 
 @attrs.frozen(kw_only=True)

@@ -24,7 +24,6 @@ from llamanet.wire.codec import (
     from_array_untrusted,
     integer,
     list_of,
-    number,
     optional,
     text,
     to_array,
@@ -32,9 +31,9 @@ from llamanet.wire.codec import (
     wire_field,
 )
 from llamanet.wire.identity import ID_BYTES, KEY_BYTES, NodeId, PublicKey, node_id_of
-from llamanet.wire.inference import MAX_MODEL_NAME
 from llamanet.wire.plain import Plain, pack_datagram, unpack_padded_untrusted
 from llamanet.wire.record import MAX_RECORD_BYTES
+from llamanet.wire.state import MAX_MODEL_NAME, ModelState
 
 TRANSACTION_BYTES = 8
 TOKEN_BYTES = 8
@@ -160,25 +159,6 @@ def decode_contact_untrusted(value: Plain) -> Contact:
 @functools.lru_cache(maxsize=SHARED_CONTACTS)
 def _told_contact_untrusted(public_key: bytes, host: bytes, port: int) -> Contact:
     return contact_at(_public_key(public_key), unpack_host_untrusted(host), _port(port))
-
-
-@attrs.frozen(kw_only=True)
-class ModelState:
-    """The live state of one model on one node.
-
-    `tokens_per_second` is the recent decode rate of one stream; `prefill_tokens_per_second` that of prompts;
-    `ttft_s` the time to the first token that a short prompt sent now should expect, in seconds; `n_ctx` in tokens,
-    for each slot.
-    """
-
-    name: str = wire_field(text(MAX_MODEL_NAME))
-    running: int = wire_field(integer(0, 65_535))
-    waiting: int = wire_field(integer(0, 65_535))
-    slots: int = wire_field(integer(0, 65_535))
-    tokens_per_second: float = wire_field(number(0, 1e9))
-    prefill_tokens_per_second: float = wire_field(number(0, 1e9))
-    ttft_s: float = wire_field(number(0, 1e9))
-    n_ctx: int = wire_field(integer(0, 2**40))
 
 
 @attrs.frozen(kw_only=True)

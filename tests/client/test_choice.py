@@ -12,6 +12,7 @@ from llamanet.client.probe_budget import MOST_OWED, PROBES
 from llamanet.errors import NoNodeServes, UserError
 from llamanet.swarm import Swarm
 from llamanet.testing.cluster import Cluster
+from llamanet.wire.inference import CAPABILITY_LIVE_STATE
 
 GREEDY = {"temperature": 0.0}
 PROBE_BYTES = 200
@@ -102,7 +103,7 @@ async def test_every_strategy_answers_and_spreads(autojump_clock, nursery, strat
         assert all(a.node_id != b.node_id for a, b in itertools.pairwise(replies))
 
 
-@pytest.mark.parametrize(("slower", "least"), [(1, 8), (2, 3)])
+@pytest.mark.parametrize(("slower", "least"), [(1, 9), (2, 4)])
 async def test_forty_at_once_use_four_nodes_also_a_slower_one(autojump_clock, nursery, slower, least):
     cluster = Cluster(nursery)
     for number in range(4):
@@ -118,7 +119,8 @@ async def test_forty_at_once_use_four_nodes_also_a_slower_one(autojump_clock, nu
         for number in range(40):
             inner.start_soon(one, number)
     assert min(asked[f"node-{number}"] for number in range(4)) >= least
-    assert max(asked.values()) <= 14
+    assert max(asked.values()) <= 13
+    assert client._access.probes.sent == 40 * PROBES
 
 
 async def test_a_strategy_may_be_given_for_one_request_and_must_be_known(autojump_clock, nursery):
@@ -208,6 +210,38 @@ async def test_at_most_three_small_probes_a_request(autojump_clock, nursery, mon
     for number in range(50):
         await ask(client, f"prompt {number}", model="alpha")
     assert len(pings) == 50 * PROBES
+
+
+async def test_what_a_node_says_with_its_answer_is_a_probe_that_nobody_sent(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(1, step_time=0.1)
+    client = await cluster.start_client()
+    async with client.stream("hello", max_tokens=9, **GREEDY) as stream:
+        await stream.__anext__()
+        [told] = client._router.pool.candidates(trio.current_time())
+        assert (told.state.running + told.state.waiting, told.at) == (1, stream.accepted_at)
+        async for _ in stream:
+            pass
+    [told] = client._router.pool.candidates(trio.current_time())
+    assert (told.state.running, told.state.waiting, told.at) == (0, 0, trio.current_time())
+    assert client._access.probes.sent == 1
+
+
+async def test_a_node_that_does_not_know_the_live_state_is_not_asked_for_it(autojump_clock, nursery):
+    """It would refuse the whole request."""
+    cluster = Cluster(nursery)
+    node = await cluster.start_node("node-0", step_time=0.1)
+    [engine] = node.host.endpoint.engines.values()
+    engine.capabilities = tuple(name for name in engine.capabilities if name != CAPABILITY_LIVE_STATE)
+    node.host._refresh()
+    await trio.sleep(5)
+    submit, asked = engine.submit, []
+    engine.submit = lambda request: asked.append(request) or submit(request)
+    client = await cluster.start_client()
+    assert (await ask(client)).tokens_generated == 2
+    assert [request.live_state for request in asked] == [False]
+    [told] = client._router.pool.candidates(trio.current_time())
+    assert told.at < trio.current_time() - 0.1
 
 
 async def test_three_probes_a_request_also_with_wishes_hedges_and_silent_nodes(autojump_clock, nursery, monkeypatch):

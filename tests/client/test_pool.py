@@ -20,6 +20,22 @@ def numbers(candidates):
     return [int.from_bytes(c.service.public_key, "big") for c in candidates]
 
 
+def test_what_comes_with_an_answer_counts_its_own_request_and_none_twice():
+    pool = ProbePool(Random(0))
+    node = attrs.evolve(candidate(1, running=0), rtt=0.1)
+    pool.add(node, 50)
+    for sent in (0.1, 0.2, 0.25):
+        pool.used(node.service, 50, sent)
+    accepted = attrs.evolve(node, at=0.31, state=attrs.evolve(node.state, running=2))
+    pool.told(accepted, 0.2)
+    [told] = pool.candidates(0.31)
+    assert told.state.running == 3
+    assert told.at == 0.31
+    finished = attrs.evolve(node, at=0.8)
+    pool.told(finished, 0.2)
+    assert [told.state.running for told in pool.candidates(0.8)] == [0]
+
+
 @pytest.mark.parametrize(("nodes", "uses"), [(50, 1.9231), (100, 1.3158), (1000, 1.0246), (2, 4.0), (1, 4.0), (0, 1.0)])
 def test_prequals_budget_of_uses(nodes, uses):
     assert uses_a_probe(nodes) == pytest.approx(uses, abs=1e-4)

@@ -18,7 +18,8 @@ from llamanet.client.selection import (
 )
 from llamanet.wire.facts import ServiceFacts
 from llamanet.wire.identity import PublicKey
-from llamanet.wire.rpc import Address, ModelState
+from llamanet.wire.rpc import Address
+from llamanet.wire.state import ModelState
 
 FACTS = ServiceFacts(
     hosts=("10.0.0.1",),

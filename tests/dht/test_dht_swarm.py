@@ -17,7 +17,8 @@ from llamanet.dht.service import TOKEN_REUSE_S, DhtConfig, serve_dht
 from llamanet.errors import RpcTimeout, UserError
 from llamanet.testing.network import MemoryNetwork
 from llamanet.wire.envelope import MAX_DATAGRAM_BYTES, Network
-from llamanet.wire.rpc import Address, Contact, FindNode, FindValue, ModelState, Nodes, Ping, Pong, Refused, encode_rpc
+from llamanet.wire.rpc import Address, Contact, FindNode, FindValue, Nodes, Ping, Pong, Refused, encode_rpc
+from llamanet.wire.state import ModelState
 
 
 def contact_of(swarm, dht):

@@ -149,6 +149,34 @@ async def test_status(autojump_clock, nursery):
     assert (reply.models[0].name, reply.models[0].digest, reply.models[0].slots) == ("alpha", DIGEST, 4)
 
 
+async def test_the_live_state_comes_with_an_answer_that_was_asked_for_it(autojump_clock, nursery):
+    node = await start_node(nursery, slots=2, step_time=0.1)
+    asking = Generate(id=1, prompt="how busy", sampling=FIVE, live_state=True)
+    async with node.connect() as websocket:
+        await send(websocket, asking)
+        accepted = await receive(websocket)
+        await send(websocket, Generate(id=2, prompt="not that", sampling=Sampling(max_tokens=50)))
+        said = [await receive(websocket) for _ in range(30)]
+    [finished] = [message for message in said if isinstance(message, Finished)]
+    [other] = [message for message in said if isinstance(message, Accepted)]
+    assert (accepted.state.name, accepted.state.slots, accepted.state.n_ctx) == ("alpha", 2, node.engine.n_ctx)
+    assert accepted.state.running + accepted.state.waiting == 1
+    assert finished.id == 1
+    assert (finished.state.running, finished.state.waiting) == (1, 0)
+    assert finished.state.tokens_per_second == pytest.approx(10)
+    assert other.state is None
+
+
+async def test_a_node_that_drains_tells_no_state(autojump_clock, nursery):
+    node = await start_node(nursery, step_time=0.1)
+    async with node.connect() as websocket:
+        await send(websocket, Generate(id=1, prompt="how busy", sampling=FIVE, live_state=True))
+        assert (await receive(websocket)).state is not None
+        node.endpoint.draining = True
+        *_, finished = await answers(websocket, 1)
+    assert (finished.reason, finished.state) == ("length", None)
+
+
 async def test_many_requests_share_a_connection(autojump_clock, nursery):
     node = await start_node(nursery)
     async with node.connect() as websocket:

@@ -59,7 +59,7 @@ async def test_refusals(autojump_clock, nursery, wrong, code, field):
 
 async def test_a_model_without_embeddings_and_a_draining_node_refuse(autojump_clock, nursery):
     node = await start_node(nursery, n_embd=0)
-    assert node.engine.capabilities == ("grammar", "json")
+    assert node.engine.capabilities == ("grammar", "json", "live-state")
     async with node.connect() as websocket:
         await send(websocket, Embed(id=1, texts=TEXTS))
         failed = await receive(websocket)

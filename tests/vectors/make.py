@@ -17,6 +17,7 @@ from llamanet.wire import facts, inference, rpc, tools
 from llamanet.wire.envelope import Envelope, Network
 from llamanet.wire.identity import Identity, short_name
 from llamanet.wire.record import encode_record, sign_record
+from llamanet.wire.state import ModelState
 
 HERE = Path(__file__).parent
 ALICE, BOB = Identity.from_seed(bytes(range(32))), Identity.from_seed(bytes(range(32, 64)))
@@ -31,6 +32,10 @@ TOKEN = bytes(range(8, 16))
 V4, V6 = rpc.Address("192.0.2.7", 8001), rpc.Address("2001:db8::7", 65_535)
 CONTACTS = (rpc.Contact(ALICE.public_key, V4), rpc.Contact(BOB.public_key, V6))
 MODEL = "SmolLM2-135M-Instruct.Q4_1"
+STATE = ModelState(
+    name=MODEL, running=2, waiting=1, slots=4, tokens_per_second=31.5, prefill_tokens_per_second=420.0, ttft_s=0.25,
+    n_ctx=2048,
+)  # fmt: skip
 
 
 def plain(value: Any) -> Any:
@@ -88,10 +93,6 @@ def _envelope() -> Any:
 
 
 def _rpc() -> Any:
-    state = rpc.ModelState(
-        name=MODEL, running=2, waiting=1, slots=4, tokens_per_second=31.5, prefill_tokens_per_second=420.0, ttft_s=0.25,
-        n_ctx=2048,
-    )  # fmt: skip
     record = _record_of(NETWORKS["public"], lifetime=300)
     asks = {"transaction": TRANSACTION, "client": False}
     tells, told = ({"transaction": TRANSACTION, "observed": address} for address in (V4, V6))
@@ -104,7 +105,7 @@ def _rpc() -> Any:
         (rpc.Store(**asks, token=TOKEN, record=encode_record(record)), 0),
         (rpc.Store(**asks, token=TOKEN, record=encode_record(record), cache=True), 0),
         (rpc.Pong(**tells), 0),
-        (rpc.Pong(**told, draining=True, version="0.1.0", models=(state,), clock=1_900_000_000), 0),
+        (rpc.Pong(**told, draining=True, version="0.1.0", models=(STATE,), clock=1_900_000_000), 0),
         (rpc.Nodes(**tells, token=TOKEN, contacts=CONTACTS), 0),
         (
             rpc.Values(
@@ -278,11 +279,13 @@ def _inference() -> Any:
             ),
             continue_final_message=True,
         ),
+        inference.Generate(id=11, model=MODEL, prompt="How busy are you?", live_state=True),
         inference.Embed(id=7, model=MODEL, texts=("Grüße", "🦙"), digest=bytes(range(32))),
         inference.Cancel(id=1),
         inference.Status(id=3),
         inference.Accepted(id=1, node_id="bootstrap-node", prompt_tokens=12, cached_tokens=8),
         inference.Accepted(id=8, node_id="bootstrap-node", prompt_tokens=90, tool_format="hermes"),
+        inference.Accepted(id=11, node_id="bootstrap-node", prompt_tokens=5, state=STATE),
         inference.Tokens(id=1, text=" é", token_ids=(5, 70_000)),
         inference.Tokens(id=4, text="", token_ids=(5,), logprobs=(logprobs,)),
         inference.Embeddings(
@@ -291,6 +294,7 @@ def _inference() -> Any:
         inference.Finished(
             id=1, reason="length", usage=usage, timings=inference.Timings(queue_s=0.5, prefill_s=0.125, decode_s=2.25)
         ),
+        inference.Finished(id=11, reason="stop", usage=usage, state=STATE),
         inference.Failed(code="bad_request", message="not a map"),
         inference.Failed(id=1, code="busy", message="the queue is full", retry_after=1.5),
         inference.Failed(id=1, code="too_long", message="the prompt is too long", field="prompt", limit="2047 tokens"),

@@ -19,6 +19,7 @@ from llamanet.wire import facts, inference, rpc
 from llamanet.wire.envelope import Envelope, Network
 from llamanet.wire.identity import Identity
 from llamanet.wire.record import decode_record_untrusted, encode_record, sign_record
+from llamanet.wire.state import ModelState
 
 ALICE, BOB = Identity.from_seed(b"a" * 32), Identity.from_seed(b"b" * 32)
 NETWORK = Network("fuzz")
@@ -56,7 +57,7 @@ class Target:
 def _examples() -> tuple[list[Any], list[Any], list[Any]]:
     address, other = rpc.Address("192.0.2.7", 8001), rpc.Address("2001:db8::7", 65_535)
     contacts = (rpc.Contact(ALICE.public_key, address), rpc.Contact(BOB.public_key, other))
-    state = rpc.ModelState(
+    state = ModelState(
         name="m",
         running=1,
         waiting=2,
@@ -87,6 +88,7 @@ def _examples() -> tuple[list[Any], list[Any], list[Any]]:
             messages=(inference.ChatMessage(role="user", content="Hé"),),
             sampling=inference.Sampling(temperature=0.5, seed=7, max_tokens=3, stop=("x",)),
         ),
+        inference.Generate(id=5, prompt="Hi", live_state=True),
         inference.Cancel(id=3),
         inference.Status(id=4),
     ]
@@ -94,7 +96,7 @@ def _examples() -> tuple[list[Any], list[Any], list[Any]]:
         name="m", digest=bytes(32), n_ctx=2048, slots=4, running=1, waiting=2, tokens_per_second=3.5, ttft_s=0.25
     )
     node = [
-        inference.Accepted(id=1, node_id="n", prompt_tokens=5),
+        inference.Accepted(id=1, node_id="n", prompt_tokens=5, state=state),
         inference.Tokens(id=1, text=" é", token_ids=(5, 70_000)),
         inference.Finished(id=1, reason="stop", usage=inference.Usage(prompt_tokens=1, completion_tokens=2)),
         inference.Failed(id=1, code="busy", message="full", field="f", limit="l", retry_after=0.5),

@@ -200,12 +200,12 @@ DEFAULTS = {
     "generate": {
         "model": None, "prompt": None, "messages": [], "resume": [], "resume_text": None, "digest": None,
         "sampling": {}, "tools": [], "tool_choice": "auto", "tool_name": None, "parallel_tool_calls": None,
-        "continue_final_message": False,
+        "continue_final_message": False, "live_state": False,
     },
     "embed": {"model": None, "digest": None},
-    "accepted": {"cached_tokens": 0, "tool_format": None},
+    "accepted": {"cached_tokens": 0, "tool_format": None, "state": None},
     "tokens": {"logprobs": []},
-    "finished": {"timings": {}},
+    "finished": {"timings": {}, "state": None},
     "failed": {"id": None, "field": None, "limit": None, "retry_after": None},
 }  # fmt: skip
 TURN = {"tool_calls": [], "tool_call_id": None}

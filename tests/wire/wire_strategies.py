@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from llamanet.wire import facts, inference, rpc, tools
+from llamanet.wire import facts, inference, rpc, state, tools
 from llamanet.wire.identity import PublicKey
 
 
@@ -29,7 +29,7 @@ contact_lists = st.lists(contacts, max_size=16).map(tuple)
 model_names = valid_text(0, 96)
 
 model_states = st.builds(
-    rpc.ModelState,
+    state.ModelState,
     name=model_names,
     running=st.integers(0, 65_535),
     waiting=st.integers(0, 65_535),
@@ -207,6 +207,7 @@ _generate = {
     "resume": token_ids,
     "digest": st.none() | binary(32),
     "sampling": samplings,
+    "live_state": st.booleans(),
 }
 client_messages = st.one_of(
     st.builds(inference.Generate, prompt=valid_text(0, 1000), **_generate),
@@ -230,6 +231,7 @@ node_messages = st.one_of(
         prompt_tokens=counts,
         cached_tokens=counts,
         tool_format=st.none() | valid_text(0, 32),
+        state=st.none() | model_states,
     ),
     st.builds(
         inference.Tokens,
@@ -251,6 +253,7 @@ node_messages = st.one_of(
         reason=st.sampled_from(["stop", "length", "context"]),
         usage=st.builds(inference.Usage, prompt_tokens=counts, completion_tokens=counts, cached_tokens=counts),
         timings=st.builds(inference.Timings, queue_s=seconds, prefill_s=seconds, decode_s=seconds),
+        state=st.none() | model_states,
     ),
     st.builds(
         inference.Failed,
