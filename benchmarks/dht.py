@@ -123,7 +123,13 @@ class MutableTransport(UdpTransport):
     muted = False
 
     async def receive(self, deliver: Deliver) -> None:
-        await super().receive(lambda datagram, source: None if self.muted else deliver(datagram, source))
+        with trio.CancelScope() as self._receiving:
+            await super().receive(deliver)
+        await trio.sleep_forever()
+
+    def mute(self) -> None:
+        self.muted = True
+        self._receiving.cancel()
 
 
 class Ours:
@@ -249,7 +255,7 @@ class Ours:
 
     def mute(self, dead: Sequence[int]) -> None:
         for index in dead:
-            self.transports[index].muted = True
+            self.transports[index].mute()
 
 
 class Counting:

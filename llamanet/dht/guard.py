@@ -9,6 +9,7 @@ Rules:
   under a secret that rotates, so nothing is remembered per asker.
 """
 
+import functools
 import hashlib
 import hmac
 import itertools
@@ -18,7 +19,7 @@ from typing import TypeVar
 
 import attrs
 
-from llamanet.dht.distance import Scope, scope_of, subnet_of
+from llamanet.dht.distance import REMEMBERED_HOSTS, Scope, scope_of, subnet_of
 from llamanet.wire.rpc import TOKEN_BYTES, Address, pack_host
 
 K = TypeVar("K", bound=Hashable)
@@ -144,8 +145,9 @@ class Guard:
 
     def expect(self, host: str) -> None:
         """We ask something there: what answers it is not held against `host`."""
-        self._known.expect(host)
-        self._strangers.expect(host)
+        if not _is_own_machine(host):
+            self._known.expect(host)
+            self._strangers.expect(host)
 
     def allow_answer(self, host: str, size: int, now: float, *, verifies: bool, known: bool) -> bool:
         """Whether all answers together leave room for one of `size` bytes, and for the signature that it verifies.
@@ -168,6 +170,7 @@ class Guard:
             self._sending.give(size)
 
 
+@functools.lru_cache(maxsize=REMEMBERED_HOSTS)
 def _is_own_machine(host: str) -> bool:
     return scope_of(host) is Scope.LOOPBACK
 

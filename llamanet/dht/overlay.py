@@ -271,11 +271,11 @@ class Overlay:
             self.drops.count("rate")
             return
         try:
-            payload = self._envelope.open_checked_untrusted(datagram, sender)
+            introduction = self._envelope.is_introduction(datagram)
+            payload = self._envelope.open_checked_untrusted(datagram, sender, introduction=introduction)
         except BadMessage:
             self.drops.count("box")
             return
-        introduction = self._envelope.is_introduction(datagram)
         # Whoever introduces itself only claims its key, so it does not speak for an address that we know.
         proved = known and not introduction
         if (proved and not self._guard.admit(source.host, now, known=True)) or (
@@ -292,7 +292,7 @@ class Overlay:
                     raise BadMessage("costs its sender less than what it asks for")
                 allowance = MAX_DATAGRAM_BYTES if proved else min(AMPLIFICATION * len(datagram), MAX_DATAGRAM_BYTES)
                 self._answer(message, asker, allowance, now, known=proved)
-            elif introduction or not self.requests.answered(message, sender, source):
+            elif introduction or not self.requests.answered(message, sender, source, now):
                 self.drops.count("unasked")
         except BadMessage:
             self.drops.count("message")
@@ -337,9 +337,8 @@ class Overlay:
         self.counts["served"] += 1
         return len(datagram)
 
-    def _note(self, outcome: Outcome) -> None:
+    def _note(self, outcome: Outcome, now: float) -> None:
         """Every outcome of every request passes here."""
-        now = trio.current_time()
         if not outcome.tried:
             self.counts["unsent"] += 1
             if outcome.contact is not None:

@@ -83,6 +83,8 @@ class Outcome:
 
 
 OnOutcome: TypeAlias = Callable[[Outcome], None]
+OnAnyOutcome: TypeAlias = Callable[[Outcome, float], None]
+"""Takes the time as well, in seconds of trio's clock."""
 
 
 @attrs.define(eq=False)
@@ -162,10 +164,10 @@ def new_transaction() -> bytes:
 class Requests:
     """All requests of one node that may still be answered.
 
-    `on_outcome(outcome)` sees every outcome, before the callback of the request itself.
+    `on_outcome(outcome, now)` sees every outcome, before the callback of the request itself.
     """
 
-    def __init__(self, envelope: Envelope, send: Callable[[bytes, Address], bool], on_outcome: OnOutcome) -> None:
+    def __init__(self, envelope: Envelope, send: Callable[[bytes, Address], bool], on_outcome: OnAnyOutcome) -> None:
         self._envelope = envelope
         self._send = send
         self._on_outcome = on_outcome
@@ -244,7 +246,7 @@ class Requests:
         slow_at = now + self.round_trips.expected(contact.public_key) if contact and on_slow else math.inf
         self._wake_at(min(slow_at, under_way.overdue_at), request.transaction)
 
-    def answered(self, reply: Reply, sender: PublicKey, address: Address) -> bool:
+    def answered(self, reply: Reply, sender: PublicKey, address: Address, now: float) -> bool:
         """A reply arrived, boxed by `sender`, from `address`. False if we asked no such thing there."""
         under_way = self._under_way.get(reply.transaction)
         if (
@@ -257,11 +259,11 @@ class Requests:
         self._forget(reply.transaction)
         if under_way.reply_type in (Nodes, Values):
             self._unanswered.note_answer(address.host)
-        rtt = trio.current_time() - under_way.sent_at
+        rtt = now - under_way.sent_at
         contact = under_way.contact or contact_at(sender, address.host, address.port)
         self.round_trips.add(sender, rtt)
         outcome = Outcome(contact, reply, rtt)
-        self._on_outcome(outcome)
+        self._on_outcome(outcome, now)
         under_way.on_outcome(outcome)
         return True
 
@@ -314,7 +316,7 @@ class Requests:
     def _overdue(self, under_way: _UnderWay, now: float, *, tried: bool = True) -> None:
         under_way.overdue = True
         outcome = Outcome(under_way.contact, None, now - under_way.sent_at, tried)
-        self._on_outcome(outcome)
+        self._on_outcome(outcome, now)
         under_way.on_outcome(outcome)
 
     def _wake_at(self, deadline: float, transaction: bytes) -> None:

@@ -225,7 +225,7 @@ class RoutingTable:
         """Whether it is worth a PING to find out if `contact`, who asked us something, can also be asked."""
         entry = self._by_id.get(contact.node_id)
         if entry is not None:
-            return contact != entry.elsewhere and (entry.failures > 0 or _may_have_moved(entry, contact))
+            return (entry.failures > 0 or _may_have_moved(entry, contact)) and contact != entry.elsewhere
         bucket = self._bucket_of(contact.number)
         if contact.node_id == self._own_id or any(other.contact == contact for other in bucket.waiting):
             return False

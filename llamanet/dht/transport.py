@@ -8,6 +8,7 @@ Rules:
 """
 
 import errno
+import functools
 import logging
 import socket
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Protocol, TypeAlias
 
 import trio
 
-from llamanet.dht.distance import scope_of
+from llamanet.dht.distance import REMEMBERED_HOSTS, scope_of
 from llamanet.dht.wildcard import WildcardSocket
 from llamanet.errors import UserError
 from llamanet.wire.envelope import MAX_DATAGRAM_BYTES
@@ -134,6 +135,12 @@ async def _receive(sock: socket.socket, deliver: Deliver) -> None:
                 logger.debug("receiving on UDP: %s", error)
                 await trio.sleep(RETRY_S)
                 break
-            host, port = source[0], source[1]
-            if port and "%" not in host and scope_of(host) is not None:
-                deliver(datagram, Address(host, port))
+            address = _peer_address(source[0], source[1])
+            if address is not None:
+                deliver(datagram, address)
+
+
+@functools.lru_cache(maxsize=REMEMBERED_HOSTS)
+def _peer_address(host: str, port: int) -> Address | None:
+    """The address that the system tells of a datagram, if a peer can be there."""
+    return Address(host, port) if port and "%" not in host and scope_of(host) is not None else None

@@ -210,6 +210,8 @@ class _Plan:
     """A message class worked out once; the fields are in their order."""
 
     decoders: dict[str, Decoder[Any]]
+    in_order: tuple[tuple[str, Decoder[Any]], ...]
+    """The decoders again: an array's fields are many to a datagram, and a tuple is quicker to go through."""
     encoders: tuple[tuple[str, Callable[[Any], Plain] | None], ...]
     defaults: dict[str, Any]
 
@@ -221,8 +223,10 @@ def _plan(message_class: type) -> _Plan:
     plan = _plans.get(message_class)
     if plan is None:
         fields = [field for field in attrs.fields(message_class) if "decode" in field.metadata]
+        decoders = {field.name: field.metadata["decode"] for field in fields}
         plan = _Plan(
-            decoders={field.name: field.metadata["decode"] for field in fields},
+            decoders=decoders,
+            in_order=tuple(decoders.items()),
             encoders=tuple([(field.name, field.metadata["encode"]) for field in fields]),
             defaults={field.name: _default_of(field) for field in fields if field.default is not attrs.NOTHING},
         )
@@ -238,10 +242,8 @@ def _default_of(field: "attrs.Attribute[Any]") -> Any:
 
 def to_array(message: attrs.AttrsInstance) -> list[Plain]:
     """The message's fields in their order, as plain values."""
-    return [
-        encode(getattr(message, name)) if encode else getattr(message, name)
-        for name, encode in _plan(type(message)).encoders
-    ]
+    plan = _plans.get(type(message)) or _plan(type(message))
+    return [encode(getattr(message, name)) if encode else getattr(message, name) for name, encode in plan.encoders]
 
 
 def from_array_untrusted(message_class: type[T], values: Plain) -> T:
@@ -252,7 +254,7 @@ def from_array_untrusted(message_class: type[T], values: Plain) -> T:
     arguments = {}
     name = ""
     try:
-        for (name, decode), value in zip(plan.decoders.items(), values, strict=False):
+        for (name, decode), value in zip(plan.in_order, values):  # noqa: B905  # by keyword it takes twice the time
             arguments[name] = decode(value)
     except BadMessage as error:
         raise _inside(name, error) from error

@@ -165,13 +165,15 @@ class Envelope:
     def open_untrusted(self, datagram: bytes) -> Opened:
         """Check and decrypt a datagram; its sender's key can be sealed to. Raises `BadMessage`."""
         sender = self.check_header_untrusted(datagram)
-        return Opened(sender, self.is_introduction(datagram), self.open_checked_untrusted(datagram, sender))
+        introduction = self.is_introduction(datagram)
+        payload = self.open_checked_untrusted(datagram, sender, introduction=introduction)
+        return Opened(sender, introduction, payload)
 
-    def open_checked_untrusted(self, datagram: bytes, sender: PublicKey) -> bytes:
+    def open_checked_untrusted(self, datagram: bytes, sender: PublicKey, *, introduction: bool) -> bytes:
         """The payload of a datagram whose header `check_header_untrusted` has passed, with the sender that it gave."""
         # An introduction is answered in a box, so its sender's key must be usable as well.
         opening = self._keys(sender).opening
-        key = self._introduction_key(sender) if self.is_introduction(datagram) else opening
+        key = self._introduction_key(sender) if introduction else opening
         nonce = datagram[HEADER_BYTES - NONCE_BYTES : HEADER_BYTES]
         try:
             payload: bytes = nacl.bindings.crypto_secretbox_open(datagram[HEADER_BYTES:], nonce, key)

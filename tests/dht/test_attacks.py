@@ -209,7 +209,7 @@ async def test_one_subnet_has_one_vote_on_our_address(autojump_clock, nursery):
 
     def vote(host, observed, number):
         pong = Pong(transaction=bytes(8), observed=Address(observed, 1))
-        node._overlay._note(Outcome(contact(number, host=host), pong, 0.01))
+        node._overlay._note(Outcome(contact(number, host=host), pong, 0.01), trio.current_time())
 
     vote("9.9.1.1", "8.8.4.1", 1)
     vote("9.9.2.1", "8.8.4.1", 2)

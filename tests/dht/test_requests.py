@@ -20,7 +20,7 @@ class Fixture:
         self.seen: list[Outcome] = []
         self.outcomes: list[Outcome] = []
         self.reachable = True
-        self.requests = Requests(Envelope(ALICE, Network()), self.send, self.seen.append)
+        self.requests = Requests(Envelope(ALICE, Network()), self.send, lambda outcome, now: self.seen.append(outcome))
 
     def send(self, datagram, address):
         self.sent.append((datagram, address))
@@ -30,6 +30,9 @@ class Fixture:
         request = Ping(transaction=new_transaction(), client=False)
         self.requests.ask(BOB_CONTACT, request, self.outcomes.append, **options)
         return request.transaction
+
+    def answered(self, reply, sender, address):
+        return self.requests.answered(reply, sender, address, trio.current_time())
 
 
 @pytest.fixture
@@ -46,11 +49,11 @@ def pong(transaction):
 async def test_a_reply_is_reported_with_its_round_trip(autojump_clock, alice):
     transaction = alice.ping()
     await trio.sleep(0.125)
-    assert alice.requests.answered(pong(transaction), BOB.public_key, HOME)
+    assert alice.answered(pong(transaction), BOB.public_key, HOME)
     [outcome] = alice.outcomes
     assert (outcome.contact, outcome.reply, outcome.rtt) == (BOB_CONTACT, pong(transaction), 0.125)
     assert alice.seen == alice.outcomes
-    assert not alice.requests.answered(pong(transaction), BOB.public_key, HOME), "a replay counts no more"
+    assert not alice.answered(pong(transaction), BOB.public_key, HOME), "a replay counts no more"
 
 
 @pytest.mark.parametrize(
@@ -65,21 +68,21 @@ async def test_a_reply_is_reported_with_its_round_trip(autojump_clock, alice):
 )
 async def test_what_is_no_reply_to_what_was_asked_is_ignored(autojump_clock, alice, reply, sender, address):
     transaction = alice.ping()
-    assert not alice.requests.answered(reply(transaction), sender, address)
+    assert not alice.answered(reply(transaction), sender, address)
     assert alice.outcomes == []
-    assert alice.requests.answered(pong(transaction), BOB.public_key, HOME)
+    assert alice.answered(pong(transaction), BOB.public_key, HOME)
 
 
 async def test_a_refusal_is_a_reply_to_anything(autojump_clock, alice):
     transaction = alice.ping()
-    assert alice.requests.answered(Refused(transaction=transaction, observed=HOME, reason="no"), BOB.public_key, HOME)
+    assert alice.answered(Refused(transaction=transaction, observed=HOME, reason="no"), BOB.public_key, HOME)
 
 
 async def test_an_introduction_is_answered_by_whoever_is_there(autojump_clock, alice):
     request = Ping(transaction=new_transaction(), client=False)
     alice.requests.introduce(HOME, request, alice.outcomes.append)
-    assert not alice.requests.answered(pong(request.transaction), BOB.public_key, Address("10.0.0.2", 3))
-    assert alice.requests.answered(pong(request.transaction), BOB.public_key, HOME)
+    assert not alice.answered(pong(request.transaction), BOB.public_key, Address("10.0.0.2", 3))
+    assert alice.answered(pong(request.transaction), BOB.public_key, HOME)
     assert alice.outcomes[0].contact == BOB_CONTACT
 
 
@@ -90,14 +93,14 @@ async def test_silence_is_overdue_once_and_a_late_reply_still_counts(autojump_cl
     await trio.sleep(0.02)
     assert [outcome.reply for outcome in alice.outcomes] == [None]
     await trio.sleep(3)
-    assert alice.requests.answered(pong(transaction), BOB.public_key, HOME)
+    assert alice.answered(pong(transaction), BOB.public_key, HOME)
     assert [outcome.reply for outcome in alice.outcomes] == [None, pong(transaction)]
 
 
 async def test_after_five_seconds_it_is_forgotten(autojump_clock, alice):
     transaction = alice.ping()
     await trio.sleep(LATE_S + 0.1)
-    assert not alice.requests.answered(pong(transaction), BOB.public_key, HOME)
+    assert not alice.answered(pong(transaction), BOB.public_key, HOME)
     assert len(alice.outcomes) == 1
     assert alice.requests._under_way == alice.requests._introductions == {}
     assert alice.requests._deadlines == []
@@ -106,7 +109,7 @@ async def test_after_five_seconds_it_is_forgotten(autojump_clock, alice):
 async def test_a_timeout_beyond_five_seconds_is_kept(autojump_clock, alice):
     transaction = alice.ping(timeout=8.0)
     await trio.sleep(7.9)
-    assert alice.requests.answered(pong(transaction), BOB.public_key, HOME)
+    assert alice.answered(pong(transaction), BOB.public_key, HOME)
 
 
 async def test_what_cannot_be_sent_is_overdue_at_once(autojump_clock, alice):
@@ -152,7 +155,7 @@ async def test_lookups_ask_a_subnet_as_long_as_it_answers(autojump_clock, alice)
 
     for _ in range(200):
         nodes = Nodes(transaction=find(), observed=HOME, token=bytes(8), contacts=())
-        assert alice.requests.answered(nodes, BOB.public_key, HOME)
+        assert alice.answered(nodes, BOB.public_key, HOME)
     alice.sent.clear()
     for _ in range(200):
         find()
@@ -168,7 +171,7 @@ async def test_lookups_ask_a_subnet_as_long_as_it_answers(autojump_clock, alice)
 
 async def test_deadlines_of_answered_requests_do_not_pile_up(autojump_clock, alice):
     for _ in range(40_000):
-        alice.requests.answered(pong(alice.ping()), BOB.public_key, HOME)
+        alice.answered(pong(alice.ping()), BOB.public_key, HOME)
         alice.sent.clear()
         alice.outcomes.clear()
         alice.seen.clear()
