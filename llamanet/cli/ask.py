@@ -8,9 +8,8 @@ import click
 
 from llamanet.cli import Stopped
 from llamanet.cli.logs import set_up_logging
-from llamanet.cli.options import log_settings, setting, swarm_settings, with_local_node
+from llamanet.cli.options import STRATEGY, log_settings, setting, swarm_settings, with_local_node
 from llamanet.cli.terminal import harmless
-from llamanet.client.strategy import STRATEGIES
 from llamanet.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,13 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--grammar", type=click.File(encoding="utf-8"), metavar="FILE", help="Answer with what this GBNF grammar allows."
 )
-@setting(
-    "strategy",
-    type=click.Choice(STRATEGIES),
-    default=STRATEGIES[0],
-    show_default=True,
-    help="How the node is chosen; all but the first are there to compare it with.",
-)
+@setting("strategy", **STRATEGY)
 @click.option("--explain", is_flag=True, help="Say why which node was asked, on standard error.")
 @click.option("--no-chat", is_flag=True, help="Complete PROMPT as it is, without the model's chat template.")
 @log_settings("error")

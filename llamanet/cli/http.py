@@ -1,4 +1,4 @@
-"""What `llamanet gateway` and `llamanet node --http-port` have in common: the options of HTTP, and its packages."""
+"""What `llamanet gateway` and `llamanet node --http-port` have in common: a gateway's options and packages."""
 
 import importlib.util
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from llamanet.cli.options import Listed, setting
+from llamanet.cli.options import STRATEGY, Listed, setting
 from llamanet.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,12 +30,19 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "help": "An origin whose pages may ask, such as https://chat.example.org; give it again for more.",
     },
     "open_metrics": {"is_flag": True, "help": "Serve /metrics without a key."},
+    "min_tps": {
+        "type": float,
+        "default": 0.0,
+        "help": "Ask no node that is slower for one stream, in tokens a second.",
+    },
+    "max_load": {"type": float, "help": "Ask no node with more requests a slot."},
+    "strategy": STRATEGY,
 }
 HTTP_SETTINGS = tuple(_SETTINGS)
 
 
 def http_settings(port: int | None) -> Callable[[F], F]:
-    """The options of HTTP, by the names of `GatewayConfig`; the port may be None, and then nothing is served."""
+    """The options of a gateway, by the names of `GatewayConfig`; the port may be None, and then nothing is served."""
 
     def add_all(function: F) -> F:
         for name, attributes in reversed(_SETTINGS.items()):

@@ -24,7 +24,13 @@ async def _serve_http(config: GatewayConfig, bound: trio.socket.SocketType, node
         return node.host.endpoint.status(Status(id=0)).models
 
     async with trio.open_nursery() as nursery:
-        client = SwarmClient(node.dht, nursery)
+        client = SwarmClient(
+            node.dht,
+            nursery,
+            min_tps=config.min_tps,
+            max_load=config.max_load,
+            strategy=config.strategy,
+        )
         async with trio.open_nursery() as serving:
             server: Server = await serving.start(partial(serve_gateway, client, config, bound=bound, engines=engines))
             await node.host.told_to_leave.wait()

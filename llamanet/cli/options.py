@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from llamanet.cli.logs import FORMATS, LEVELS
+from llamanet.client.strategy import STRATEGIES
 from llamanet.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -16,6 +17,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 def setting(name: str, **attributes: Any) -> Callable[[F], F]:
     """The option `--a-b`, also read from `A_B`, for the parameter `a_b`. `attributes` are click's."""
     return click.option(f"--{name.replace('_', '-')}", name, envvar=name.upper(), show_envvar=True, **attributes)
+
+
+STRATEGY: dict[str, Any] = {
+    "type": click.Choice(STRATEGIES),
+    "default": STRATEGIES[0],
+    "show_default": True,
+    "help": "How a request's node is chosen; all but the first are there to compare it with.",
+}
+"""Of the setting `strategy`, wherever it is."""
 
 
 class Listed(click.types.StringParamType):

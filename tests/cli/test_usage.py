@@ -3,10 +3,13 @@
 import subprocess
 import sys
 
+import attrs
 import pytest
 
 from llamanet._version import __version__
-from llamanet.cli import COMMANDS
+from llamanet.cli import COMMANDS, cli
+from llamanet.cli.http import HTTP_SETTINGS
+from llamanet.gateway.config import GatewayConfig
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
@@ -77,3 +80,10 @@ def test_a_mistake_is_one_line_and_status_2(run, arguments, says):
 def test_a_mistake_in_a_variable_names_the_variable(run):
     assert "PORT" in run("node", PORT="x").stderr
     assert "--n-ctx (N_CTX) must be" in run("node", MODEL_PATH="m.gguf", N_CTX="1").stderr
+
+
+def test_a_node_that_serves_http_takes_what_a_gateway_takes():
+    told = {name: {option.name for option in cli.get_command(None, name).params} for name in ("node", "gateway")}
+    assert set(HTTP_SETTINGS) <= told["node"]
+    assert {field.name for field in attrs.fields(GatewayConfig)} <= told["gateway"]
+    assert told["gateway"] - set(HTTP_SETTINGS) <= told["node"]
