@@ -24,12 +24,13 @@ from llamanet.client.selection import (
     Wishes,
     objection,
     objection_to_service,
+    other_kind,
     overload,
     shortfalls,
 )
 from llamanet.client.strategy import strategy_name
 from llamanet.dht.service import Dht
-from llamanet.errors import NoNodeServes, SwarmBusy
+from llamanet.errors import NoNodeServes, RequestRefused, SwarmBusy
 from llamanet.wire.identity import PublicKey
 
 FURTHER_PROBES = 8
@@ -115,9 +116,12 @@ class Choice:
         """Of those handed out, `candidate` is the one that gave the first token."""
         self._router.gave_up(self._question, (service for service in self._asked if service != candidate.service))
 
-    async def nobody(self) -> NoNodeServes | SwarmBusy:
+    async def nobody(self) -> NoNodeServes | SwarmBusy | RequestRefused:
         """The error that says why no node is left."""
         wishes = self._question.wishes
+        kinds = {other_kind(service, wishes) for service in self._known}
+        if wishes.model is not None and kinds and (kind := kinds.pop()) and not kinds:
+            return RequestRefused(f"model {wishes.model!r} {kind}", "model", "a model of the other kind")
         if self.busy:
             overloaded = shortfalls(self._answered.values(), Wishes(max_load=wishes.max_load))
             return SwarmBusy(wishes.model, len(self._known), min(self.busy.values()), tuple(overloaded))

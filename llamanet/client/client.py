@@ -252,7 +252,7 @@ class SwarmClient:
             self._wishes,
             n_ctx=min_context,
             capabilities=needed_capabilities(request),
-            generates=model is None,
+            generates=True,
             model=model,
             digest=digest,
             min_tps=self._wishes.min_tps if min_tps is None else min_tps,

@@ -60,7 +60,7 @@ class Wishes:
     capabilities: tuple[str, ...] = ()
     """Of `ServiceFacts.capabilities`."""
     generates: bool = False
-    """Whether its model must do more than embed; of one that was asked for by name its own answer tells."""
+    """Whether its model must do more than embed."""
 
 
 @attrs.frozen(kw_only=True)
@@ -125,6 +125,17 @@ def with_one_more(candidate: Candidate, prompt_tokens: int) -> Candidate:
     return attrs.evolve(candidate, state=state)
 
 
+def other_kind(service: Service, wishes: Wishes) -> str | None:
+    """What `service` says of its model, if that is not of the kind that is asked for; None if it may be."""
+    offered = service.facts.capabilities
+    if CAPABILITY_EMBEDDINGS in wishes.capabilities and CAPABILITY_EMBEDDINGS not in offered:
+        return "does not embed: use generate()"
+    # What generates announces more than that; who announces nothing may do anything.
+    if wishes.generates and offered == (CAPABILITY_EMBEDDINGS,):
+        return "only embeds: use embed()"
+    return None
+
+
 def objection_to_service(service: Service, wishes: Wishes) -> str | None:
     """Why `service` does not do, whatever its node's state is; None if it may."""
     facts = service.facts
@@ -132,9 +143,8 @@ def objection_to_service(service: Service, wishes: Wishes) -> str | None:
         return f"its file is another one (SHA-256 {facts.digest.hex()[:12]}…)"
     if missing := [capability for capability in wishes.capabilities if capability not in facts.capabilities]:
         return f"it has no {', '.join(missing)}"
-    # What generates announces more than that; who announces nothing may do anything.
-    if wishes.generates and facts.capabilities == (CAPABILITY_EMBEDDINGS,):
-        return f"its {service.model} only embeds"
+    if kind := other_kind(service, wishes):
+        return f"its {service.model} {kind}"
     if facts.n_ctx < wishes.n_ctx:
         return f"its context of {facts.n_ctx} tokens is too short"
     return None

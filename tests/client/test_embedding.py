@@ -153,25 +153,53 @@ async def test_who_asks_for_any_model_gets_none_that_only_embeds(autojump_clock,
     cluster.kill("writer")
     with pytest.raises(NoNodeServes, match="embedder: its bge only embeds"):
         await client.generate("hello", max_tokens=1)
-    with pytest.raises(RequestRefused, match="embed"):
-        await client.generate("hello", model="bge", max_tokens=1)
     assert (await client.embed(["hello"])).node_id == "embedder"
+
+
+async def test_a_model_by_name_that_is_of_the_other_kind_is_not_asked_at_all(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    embedder = await cluster.start_node("embedder", model="bge", generates=False)
+    writer = await cluster.start_node("writer", n_embd=0)
+    await trio.sleep(4)
+    client = await cluster.start_client()
+    with pytest.raises(RequestRefused) as caught:
+        await client.generate("hello", model="bge", max_tokens=1)
+    assert (str(caught.value), caught.value.field) == ("model 'bge' only embeds: use embed()", "model")
+    with pytest.raises(RequestRefused) as caught:
+        await client.embed(["hello"], model="alpha")
+    assert (str(caught.value), caught.value.field) == ("model 'alpha' does not embed: use generate()", "model")
+    assert not embedder.links
+    assert not writer.links
+
+
+async def test_of_nodes_with_a_model_by_name_those_of_its_kind_are_asked(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_node("embeds", generates=False)
+    await cluster.start_node("writes", n_embd=0)
+    await trio.sleep(4)
+    client = await cluster.start_client()
+    for number in range(6):
+        assert (await client.generate(f"prompt {number}", model="alpha", max_tokens=1)).node_id == "writes"
+        assert (await client.embed([f"text {number}"], model="alpha")).node_id == "embeds"
+    cluster.kill("writes")
+    with pytest.raises(NoNodeServes, match=r"embeds: its alpha only embeds.*writes: it does not answer"):
+        await client.generate("hello", model="alpha", max_tokens=1)
 
 
 class StuckBackend(ScriptedBackend):
     """Its first batch of texts never ends."""
 
-    def embed(self, texts):
+    def embed(self, texts, *, done=0):
         self._spend(1e6)
-        return super().embed(texts)
+        return super().embed(texts, done=done)
 
 
 class SlowBackend(ScriptedBackend):
     """Each batch of texts takes its time."""
 
-    def embed(self, texts):
+    def embed(self, texts, *, done=0):
         self._spend(20.0)
-        return super().embed(texts)
+        return super().embed(texts, done=done)
 
 
 async def test_a_node_whose_batch_does_not_end_is_left(autojump_clock, nursery):
