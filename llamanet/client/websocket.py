@@ -2,10 +2,14 @@
 
 Rules:
 - wsproto knows the protocol; here its bytes are moved. There is no task and no queue: one task reads, any may write.
-- All messages that came in one read are given at once. Through a queue, each of them would cost a round of trio's
+- Messages in plain frames, which nearly all are, do not pass through it (`client/frames.py`).
+- Messages that came in one read are given together. Through a queue, each of them would cost a round of trio's
   scheduler, which is more than all else that is done with a token.
+- But no more than `TOGETHER`, and then others have their turn: trio runs tasks that became ready together in any order,
+  so that the tokens of a hundred streams, taken at once, would reach their readers now early and now late.
 """
 
+import re
 from typing import Any
 
 import trio
@@ -15,11 +19,16 @@ from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Even
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import ProtocolError
 
+from llamanet.client.frames import Frames
 from llamanet.errors import LlamaNetError
 
 ANSWER_S = 1.0
 """For the answer to the other end's goodbye to be written."""
 RECEIVE_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 16 * 1024
+"""Of the answer to the upgrade."""
+TOGETHER = 16
+_HEAD_END = re.compile(rb"\n\r?\n")
 
 
 class WebsocketClosed(LlamaNetError):
@@ -34,44 +43,50 @@ class Websocket:
         self._stream = stream
         self._max_message_bytes = max_message_bytes
         self._protocol = WSConnection(ConnectionType.CLIENT)
+        self._frames = Frames(max_message_bytes)
         self._sending = trio.Lock()
         self._parts: list[bytes] = []
         """Of a message that is not complete."""
         self._size = 0
         """Of `_parts`."""
+        self._hurried = False
+        """There may be more than was given."""
         self._closed: WebsocketClosed | None = None
 
     async def open(self, host: str, target: str, subprotocol: str) -> None:
         """Upgrade from HTTP. Raises as `receive`."""
         await self._send(Request(host=host, target=target, subprotocols=[subprotocol]))
+        read = b""
         while True:
-            try:
-                await self._read()
-                for event in self._protocol.events():
-                    if isinstance(event, AcceptConnection):
-                        return
-                    raise WebsocketClosed(f"no connection (the upgrade was answered by {event})")
-            # The second is let out by wsproto for headers that are not ASCII.
-            except (ProtocolError, UnicodeDecodeError) as error:
-                raise WebsocketClosed(f"no connection ({error})") from error
+            read += await self._read()
+            while end := _HEAD_END.search(read):
+                head, read = read[: end.end()], read[end.end() :]
+                if self._is_upgraded_by(head):
+                    self._frames.feed(read)
+                    return
+            if len(read) > MAX_HEAD_BYTES:
+                raise WebsocketClosed(f"no connection (the upgrade was answered by more than {MAX_HEAD_BYTES} bytes)")
 
     async def receive(self) -> list[bytes | str]:
-        """The messages that came together, at least one.
+        """The messages that came together, at least one, and at most `TOGETHER`.
 
         Raises `WebsocketClosed` once no more will come, and what the stream raises.
         """
+        if self._hurried:
+            await trio.lowlevel.checkpoint()
         messages: list[bytes | str] = []
-        while True:
-            for event in self._protocol.events():
-                if isinstance(event, Message):
-                    self._take(event, messages)
-                else:
-                    await self._answer(event)
-            if messages:
-                return messages
-            if self._closed is not None:
-                raise self._closed
-            await self._read()
+        while len(messages) < TOGETHER and self._closed is None:
+            messages += self._frames.plain(TOGETHER - len(messages))
+            if part := self._frames.other():
+                await self._understand(part, messages)
+            elif messages:
+                break
+            else:
+                self._frames.feed(await self._read())
+        if not messages and self._closed is not None:
+            raise self._closed
+        self._hurried = len(messages) == TOGETHER
+        return messages
 
     async def send(self, message: bytes | str) -> None:
         """Write a message. Raises `WebsocketClosed`, and what the stream raises.
@@ -84,11 +99,33 @@ class Websocket:
         """Say goodbye, to which the other end answers by closing. Raises as `send`."""
         await self._send(CloseConnection(CloseReason.NORMAL_CLOSURE))
 
-    async def _read(self) -> None:
+    async def _read(self) -> bytes:
         data = await self._stream.receive_some(RECEIVE_BYTES)
         if not data:
             raise WebsocketClosed("the connection was closed")
-        self._protocol.receive_data(bytes(data))
+        return bytes(data)
+
+    def _is_upgraded_by(self, head: bytes) -> bool:
+        """Raises `WebsocketClosed`."""
+        try:
+            self._protocol.receive_data(head)
+            for event in self._protocol.events():
+                if isinstance(event, AcceptConnection):
+                    return True
+                raise WebsocketClosed(f"no connection (the upgrade was answered by {event})")
+        # The second is let out by wsproto for headers that are not ASCII.
+        except (ProtocolError, UnicodeDecodeError) as error:
+            raise WebsocketClosed(f"no connection ({error})") from error
+        return False
+
+    async def _understand(self, part: bytes, messages: list[bytes | str]) -> None:
+        """Take what is no plain frame, or a part of it."""
+        self._protocol.receive_data(part)
+        for event in self._protocol.events():
+            if isinstance(event, Message):
+                self._take(event, messages)
+            else:
+                await self._answer(event)
 
     async def _send(self, event: Event) -> None:
         async with self._sending:

@@ -6,7 +6,7 @@ import trio.testing
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, Pong, RejectConnection, TextMessage
 
-from llamanet.client.websocket import Websocket, WebsocketClosed
+from llamanet.client.websocket import TOGETHER, Websocket, WebsocketClosed
 
 
 class Server:
@@ -46,6 +46,23 @@ async def test_messages_that_came_together_are_given_together():
     assert await websocket.receive() == [b"one", "two", b""]
     await server.send(BytesMessage(b"three"))
     assert await websocket.receive() == [b"three"]
+
+
+async def test_many_messages_are_given_some_at_a_time_and_others_run_between(nursery):
+    websocket, server = await opened()
+    sent = [b"%d" % number for number in range(5 * TOGETHER + 1)]
+    await server.send(*map(BytesMessage, sent))
+    heard, others = [], []
+
+    async def other(number):
+        others.append(number)
+
+    for number in range(6):
+        assert set(others) >= set(range(number - 2))  # Of two that are ready, trio runs either first.
+        heard.append(await websocket.receive())
+        nursery.start_soon(other, number)
+    assert list(map(len, heard)) == [TOGETHER] * 5 + [1]
+    assert [message for messages in heard for message in messages] == sent
 
 
 async def test_messages_may_come_with_the_upgrade():
