@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,11 +11,15 @@ from starlette.types import ASGIApp
 
 from llamanet.gateway.asking import Asking
 from llamanet.gateway.bodies import GenerationBody
+from llamanet.gateway.openai import to_json
 from llamanet.gateway.options import Question
 from llamanet.gateway.reading import state_of, while_read
 from llamanet.gateway.responses import json_response
 from llamanet.gateway.sse import DONE, Buffer, EventResponse, event
 from llamanet.swarm import Chunk, Reply, Stream
+
+_MARK = "\0"
+"""Stands for a text; nothing that follows it in an event looks like it."""
 
 
 class Form(Protocol):
@@ -77,34 +81,59 @@ async def answer(request: Request, body: GenerationBody, question: Question, for
 
 async def _produce(asking: Asking, form: Form, told: Mapping[str, Any], counts: bool, buffer: Buffer) -> None:
     begun = False
+    usage = {"usage": None} if counts else {}
 
-    async def put(choice: dict[str, Any] | None) -> None:
-        if choice is not None:
-            value = {**_head(told, form.chunk_object, asking), "choices": [choice]}
-            if counts:
-                value["usage"] = None
-            await buffer.put(event(value))
+    def told_of(choice: dict[str, Any]) -> bytes:
+        return event({**_head(told, form.chunk_object, asking), "choices": [choice], **usage})
+
+    text_events = _TextEvents(lambda index, text: told_of(form.chunk(index, Chunk(text, ())) or {}))
 
     async def begin() -> None:
         nonlocal begun
-        if not begun:
-            begun = True
-            # All at once: the helpers of OpenAI's client, for one, gather choices only if they meet them in order.
-            for index in range(asking.question.choices):
-                await put(form.begin(index))
+        begun = True
+        # All at once: the helpers of OpenAI's client, for one, gather choices only if they meet them in order.
+        for index in range(asking.question.choices):
+            if (choice := form.begin(index)) is not None:
+                await buffer.put(told_of(choice))
 
     async def take(index: int, stream: Stream, chunk: Chunk) -> None:
-        await begin()
-        await put(form.chunk(index, chunk))
+        if not begun:
+            await begin()
+        if chunk.text and not chunk.tool_calls and not asking.question.logprobs:
+            await buffer.put(text_events.event(index, chunk.text, (asking.model(), asking.fingerprint())))
+        elif (choice := form.chunk(index, chunk)) is not None:
+            await buffer.put(told_of(choice))
 
     async def end(index: int, stream: Stream) -> None:
-        await begin()
-        await put(form.end(index, _reason(stream.finish_reason or "stop")))
+        if not begun:
+            await begin()
+        await buffer.put(told_of(form.end(index, _reason(stream.finish_reason or "stop"))))
 
     await asking.run(take, end)
     if counts:
         await buffer.put(event({**_head(told, form.chunk_object, asking), "choices": [], "usage": asking.usage()}))
     await buffer.put(DONE)
+
+
+class _TextEvents:
+    """Events that differ in their text only: what is around it is made once for each choice."""
+
+    def __init__(self, make: Callable[[int, str], bytes]) -> None:
+        """`make` makes the whole event for a choice and its text."""
+        self._make = make
+        self._around: dict[int, tuple[bytes, bytes]] = {}
+        self._head: Hashable = None
+
+    def event(self, index: int, text: str, head: Hashable) -> bytes:
+        """The event; `head` is what else in it may change."""
+        if head != self._head:
+            self._around.clear()
+            self._head = head
+        if index not in self._around:
+            before, _, after = self._make(index, _MARK).rpartition(to_json(_MARK))
+            self._around[index] = before, after
+        before, after = self._around[index]
+        return before + to_json(text) + after
 
 
 def _head(told: Mapping[str, Any], kind: str, asking: Asking) -> dict[str, Any]:

@@ -57,6 +57,11 @@ class Question:
     options: dict[str, Any]
 
     @property
+    def logprobs(self) -> bool:
+        """Whether log-probabilities are told."""
+        return "logprobs" in self.options
+
+    @property
     def choices(self) -> int:
         """All answers; number `i` is one to prompt `i // n`."""
         return len(self.prompts) * self.n

@@ -12,14 +12,11 @@ import socket
 import ssl
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
 
 import attrs
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llamanet.errors import UserError, ungrouped
@@ -93,8 +90,7 @@ async def serve_gateway(
 
 
 async def _serve(app: ASGIApp, listener: trio.SocketListener, tls: ssl.SSLContext | None, stop: trio.Event) -> None:
-    # Its types are its own TypedDicts, and say TLS only.
-    handler: Any = ASGIWrapper(cast(Any, discard_rest(app)))
+    app = discard_rest(app)
     config = Config()
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.include_server_header = False
@@ -106,8 +102,8 @@ async def _serve(app: ASGIApp, listener: trio.SocketListener, tls: ssl.SSLContex
     async def serve_connection(stream: trio.SocketStream) -> None:
         live.add(stream)
         try:
-            secured: Any = trio.SSLStream(stream, tls, server_side=True, https_compatible=True) if tls else stream
-            await Connection(handler, config, worker, ConnectionState({}), secured)
+            secured = trio.SSLStream(stream, tls, server_side=True, https_compatible=True) if tls else stream
+            await Connection(app, config, worker, secured)
         except Exception as error:
             # Strangers' bytes go through code that is not ours. What comes out of it must not end the gateway, and with
             # it everybody else's streams. Cancellation is no `Exception`.

@@ -50,11 +50,11 @@ class Buffer:
 
     async def put(self, event: bytes) -> None:
         """Add an event; send it, if that is possible now, or wait while there are too many."""
+        if self._send is not None and not self._sending:
+            await self._flush(self._send, event)
+            return
         self._events.append(event)
         self._bytes += len(event)
-        if self._send is not None and not self._sending:
-            await self._flush(self._send)
-            return
         self._news.set()
         while self._bytes > BUFFER_BYTES:
             await self._room.wait()
@@ -94,11 +94,13 @@ class Buffer:
         if self._error is not None:
             raise self._error
 
-    async def _flush(self, send: SendBytes) -> None:
+    async def _flush(self, send: SendBytes, last: bytes = b"") -> None:
+        """Send what waits and then `last`, and what is added meanwhile."""
         self._sending = True
         try:
-            while self._events:
-                await send(self._take_all())
+            while self._events or last:
+                piece, last = self._take_all() + last if self._events else last, b""
+                await send(piece)
             self._sent_at = trio.current_time()
         finally:
             self._sending = False

@@ -4,13 +4,12 @@ import socket
 import struct
 from typing import Any
 
+import h11
 import pytest
 import trio
 import trio.lowlevel
-from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
 
 from llamanet.gateway.connection import Connection
 
@@ -18,11 +17,9 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 async def serve(app: Any, stream: trio.SocketStream) -> None:
-    wrapped: Any = ASGIWrapper(app)
     config = Config()
     config.keep_alive_timeout = 60
-    unsecured: Any = stream
-    await Connection(wrapped, config, WorkerContext(None), ConnectionState({}), unsecured)
+    await Connection(app, config, WorkerContext(None), stream)
 
 
 async def pair():
@@ -50,6 +47,39 @@ async def test_all_pieces_arrive_in_order(nursery, size):
     await theirs.aclose()
     body = got.partition(b"\r\n\r\n")[2]
     assert body == b"".join(b"%d" % number * size for number in range(5))
+
+
+@pytest.mark.parametrize(
+    ("method", "version", "status", "body"),
+    [
+        ("GET", "1.1", 200, b"0" * 10 + b"1" * 100_000 + b"2" * 10),
+        ("GET", "1.0", 200, b"0" * 10 + b"1" * 100_000 + b"2" * 10),
+        ("HEAD", "1.1", 200, b""),
+        ("GET", "1.1", 204, b""),
+    ],
+)
+async def test_a_body_without_a_length_is_what_a_client_reads(method, version, status, body):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        for number, size in enumerate((10, 100_000, 0, 10)):
+            await send({"type": "http.response.body", "body": b"%d" % min(number, 2) * size, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    ours, theirs = await pair()
+    client, got, event = h11.Connection(h11.CLIENT), b"", None
+    client.send(h11.Request(method=method, target="/", headers=[("Host", "localhost")]))
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, app, ours)
+            await theirs.send_all(f"{method} / HTTP/{version}\r\nHost: localhost\r\n\r\n".encode())
+            while type(event) is not h11.EndOfMessage:
+                event = client.next_event()
+                if event is h11.NEED_DATA:
+                    client.receive_data(await theirs.receive_some())
+                elif isinstance(event, h11.Data):
+                    got += event.data
+            await theirs.aclose()
+    assert got == body
 
 
 @pytest.mark.parametrize("abruptly", [False, True])
