@@ -57,6 +57,8 @@ class Backend(Protocol):
     """Numbers in an embedding; 0: the model gives none."""
     generates: bool
     """Whether the model continues texts; False: it only embeds them."""
+    embeds_pieces: bool
+    """Whether a text to embed can be computed in pieces. False: each token looks ahead to all that follow it."""
     cuts: bool
     """Whether memory can be cut. False: it is one state after all tokens, as recurrent models keep it."""
     chat_template: str | None
@@ -120,10 +122,17 @@ class Backend(Protocol):
         Only for a slot whose sampling asks for it.
         """
 
-    def embed(self, texts: Sequence[Sequence[int]]) -> list[bytes]:
+    def embed(self, texts: Sequence[Sequence[int]], *, done: int = 0) -> list[bytes]:
         """The vectors of tokenized texts, none of them empty, at most `n_batch` tokens together and `slots` texts.
 
-        Each has length 1, and is `n_embd` little-endian 32-bit numbers. No slot is touched. Raises `BackendError`.
+        Each has length 1, and is `n_embd` little-endian 32-bit numbers. No slot is touched. `done` tokens of the first
+        text were computed by `embed_piece`, with no other text in between. Raises `BackendError`.
+        """
+
+    def embed_piece(self, text: Sequence[int], start: int, end: int) -> None:
+        """Compute `text[start:end]`, and not yet the end of it: `embed` wants it next. Raises `BackendError`.
+
+        What is before `start` was computed by this method, with no other text in between. Only if `embeds_pieces`.
         """
 
     def close(self) -> None:

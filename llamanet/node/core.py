@@ -6,8 +6,8 @@ Synchronous and free of trio: a worker thread drives it in a node (`node/worker.
 - A sequence whose reader lags `buffer_tokens` behind is paused; nobody else waits. After `reader_timeout` it is lost.
 - A failed computation ends the sequences in it, and only those.
 - Texts are embedded between the steps, one batch a step. While anybody generates it holds no more than half of what the
-  `Pace` allows for prompts, and prompts get the rest; but a text is embedded whole, however long it is. After a batch
-  streams have at least as long to themselves as it took.
+  `Pace` allows for prompts, and prompts get the rest. A text longer than all of that is computed in pieces, or whole if
+  the model looks ahead in it. After each, streams have at least as long to themselves as it took.
 """
 
 import math
@@ -36,7 +36,7 @@ class Submit:
 
 @attrs.frozen
 class Cancel:
-    """Drop a sequence, if it is still there."""
+    """Drop a sequence, or the texts to embed, if they are still there."""
 
     serial: int
 
@@ -129,6 +129,8 @@ class EngineCore:
         self._sequences: dict[int, Sequence] = {}
         self._events: list[Event] = []
         self._batches: deque[EmbedBatch] = deque()
+        self._begun = 0
+        """How many tokens of the very first text are computed."""
         self._embedded = 0
         """Tokens embedded since the last step."""
         self._embeds_from = -math.inf
@@ -159,6 +161,8 @@ class EngineCore:
                 self._submit(command.sequence)
             elif isinstance(command, EmbedBatch):
                 self._batches.append(command)
+            elif isinstance(command, Cancel) and any(batch.serial == command.serial for batch in self._batches):
+                self._cancel_texts(command.serial)
             elif sequence := self._sequences.get(command.serial):
                 if isinstance(command, Cancel):
                     self._drop(sequence)
@@ -168,7 +172,7 @@ class EngineCore:
     def plan(self) -> Step:
         """The next batch; without chunks if nothing can be computed before another command, or `wake_at`."""
         if self._batches and self.clock() >= self._next_embed():
-            self._embed(self._batches.popleft())
+            self._embed()
         now = self.clock()
         for sequence, since in self._paused():
             if now >= since + self._reader_timeout:
@@ -263,29 +267,44 @@ class EngineCore:
         )
         self._events.append(Admitted(sequence.serial))
 
-    def _embed(self, batch: EmbedBatch) -> None:
+    def _cancel_texts(self, serial: int) -> None:
+        if self._batches[0].serial == serial:
+            self._begun = 0
+        self._batches = deque(batch for batch in self._batches if batch.serial != serial)
+
+    def _embed(self) -> None:
         streaming = bool(self._scheduler.running)
-        most = self._pace.prompt_tokens(streaming=streaming) // (2 if streaming else 1)
-        texts = batch.texts[:1]
-        self._embedded = len(texts[0])
-        for tokens in batch.texts[1:]:
-            if self._embedded + len(tokens) > most:
+        most = self._pace.prompt_tokens(streaming=streaming)
+        batch, done = self._batches[0], self._begun
+        first, *others = batch.texts
+        piece = self.backend.embeds_pieces and len(first) - done > most
+        texts, tokens = [first], most if piece else len(first) - done
+        for other in () if piece else others:
+            if tokens + len(other) > most // (2 if streaming else 1):
                 break
-            texts.append(tokens)
-            self._embedded += len(tokens)
+            texts.append(other)
+            tokens += len(other)
         start = self.clock()
         self.rates.step_began = start
+        result: list[bytes] | BackendError | None = None
         try:
-            result: list[bytes] | BackendError = self.backend.embed(texts)
+            if piece:
+                self.backend.embed_piece(first, done, done + tokens)
+            else:
+                result = self.backend.embed(texts, done=done)
         except BackendError as error:
             result = error
         finally:
             self.rates.step_began = None
-        self._events.append(Embedded(batch.serial, result))
-        self.rates.embedded_tokens += self._embedded
+        self._begun = 0 if result is not None else done + tokens
+        if result is not None:
+            self._batches.popleft()
+            self._events.append(Embedded(batch.serial, result))
+        self._embedded = tokens
+        self.rates.embedded_tokens += tokens
         end = self.clock()
         self._embeds_from = end + (end - start)
-        self._pace.step(prompt_tokens=self._embedded, seconds=end - start)
+        self._pace.step(prompt_tokens=tokens, seconds=end - start)
 
     def _draw(self, slot: int, sequence: Sequence, now: float) -> None:
         try:

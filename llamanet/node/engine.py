@@ -162,12 +162,12 @@ class Engine:
         self._idle = trio.lowlevel.ParkingLot()
 
     def submit(self, request: Generate) -> "Generation":
-        """Queue `request`. Raises `EngineBusy` if the queue is full.
+        """Queue `request`. Raises `EngineBusy` if the queue is full; for streams that began elsewhere it has more room.
 
         The caller must `cancel` the generation when it stops reading, however that comes about.
         """
         held = len(self._generations.keys() | self._preparing)
-        if held >= self.slots + self._config.max_waiting:
+        if held >= self.slots + self._config.max_waiting + (self.slots if request.resume else 0):
             raise EngineBusy(held - self.slots, self._slot_free_s())
         generation = Generation(next(self._serials), request, self)
         if self._closed:
@@ -201,6 +201,7 @@ class Engine:
             self._texts[serial] = sum(map(len, texts))
             return await embedding.run(texts, node_id=self._config.node_id, able=backend.n_embd > 0)
         finally:
+            self._worker.send(Cancel(serial))
             del self._embeddings[serial]
             self._texts.pop(serial, None)
             self._rest()

@@ -31,7 +31,7 @@ from llamanet.models.shards import model_name
 from llamanet.node.backend import BackendError, Chunk
 from llamanet.node.config import LlamaSettings
 from llamanet.node.cores import physical_cores
-from llamanet.node.llama_embedder import LlamaEmbedder, embedding_size
+from llamanet.node.llama_embedder import LlamaEmbedder, embedding_size, is_causal
 from llamanet.node.llama_grammar import LlamaGrammar
 from llamanet.node.llama_sampler import LlamaSampler, LlamaVocab, logprobs_of
 from llamanet.node.llama_tokenizer import LlamaTokenizer
@@ -104,6 +104,7 @@ class LlamaBackend:
             raise ModelFileError(
                 f"{config.model_path}: the model neither generates nor embeds, it only scores; give another"
             )
+        self.embeds_pieces = self.generates and is_causal(self._model)
         self.cuts = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         self.chat_template = config.chat_template or _text(lib.llama_model_chat_template(self._model, None))
@@ -188,13 +189,25 @@ class LlamaBackend:
         chances = [TokenChance(token=id, piece=self.piece(id), logprob=logprob) for id, logprob in others]
         return TokenLogprobs(token=token, piece=self.piece(token), logprob=drawn[1], top=tuple(chances))
 
-    def embed(self, texts: Sequence[Sequence[int]]) -> list[bytes]:
-        """As `Backend.embed`. The first call makes a second context, for one context either generates or embeds."""
+    def embed(self, texts: Sequence[Sequence[int]], *, done: int = 0) -> list[bytes]:
+        """As `Backend.embed`."""
+        return self._embeds().embed(texts, done=done)
+
+    def embed_piece(self, text: Sequence[int], start: int, end: int) -> None:
+        """As `Backend.embed_piece`."""
+        self._embeds().compute(text, start, end)
+
+    def _embeds(self) -> LlamaEmbedder:
+        """A second context, made when it is first needed, for one context either generates or embeds."""
         if self._embedder is None:
             self._embedder = LlamaEmbedder(
-                self._model, n_batch=self.n_batch, slots=self.slots, n_threads=self._n_threads
+                self._model,
+                n_batch=self.n_batch,
+                slots=self.slots,
+                n_threads=self._n_threads,
+                pieces=self.embeds_pieces,
             )
-        return self._embedder.embed(texts)
+        return self._embedder
 
     def close(self) -> None:
         """As `Backend.close`."""

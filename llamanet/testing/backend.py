@@ -116,6 +116,7 @@ class ScriptedBackend:
     piece_bytes: int = 1_024
     n_embd: int = 4
     generates: bool = True
+    embeds_pieces: bool = True
     chat_template: str | None = (
         "{% for message in messages %}<{{ message.role }}> {{ message.content }} {% endfor %}<assistant>"
     )
@@ -142,6 +143,8 @@ class ScriptedBackend:
     _memory: dict[int, list[int]] = attrs.field(factory=lambda: defaultdict(list))
     _oldest: dict[int, int] = attrs.field(factory=lambda: defaultdict(int))
     """The first position that a slot's window still holds."""
+    _piece: list[int] = attrs.field(factory=list)
+    """What was computed last of a text to embed."""
     _released: threading.Event = attrs.field(factory=threading.Event)
 
     @cuts.default
@@ -235,10 +238,21 @@ class ScriptedBackend:
             return _FIRST_BYTE_ID + text[position] if position < len(text) else END
         return _scripted(key, position, seed, ends_at)
 
-    def embed(self, texts: Run[Run[int]]) -> list[bytes]:
+    def embed(self, texts: Run[Run[int]], *, done: int = 0) -> list[bytes]:
         """As `scripted_vector`, at the time of a step."""
-        self._spend(self.step_time + self.token_time * sum(map(len, texts)))
+        self._go_on(texts[0], done, len(texts[0]))
+        self._spend(self.step_time + self.token_time * (sum(map(len, texts)) - done))
         return [_vector(tokens) for tokens in texts]
+
+    def embed_piece(self, text: Run[int], start: int, end: int) -> None:
+        """Take the time of a step for a part of a text."""
+        self._go_on(text, start, end)
+        self._spend(self.step_time + self.token_time * (end - start))
+
+    def _go_on(self, text: Run[int], start: int, end: int) -> None:
+        if start and self._piece != list(text[:start]):
+            raise BackendError(f"{len(self._piece)} tokens of a text are computed, and another is continued at {start}")
+        self._piece = list(text[:end])
 
     def logprobs(self, slot: int, token: int, top: int) -> TokenLogprobs:
         """As `scripted_logprobs`."""

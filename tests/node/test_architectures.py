@@ -14,6 +14,7 @@ from asking import Reply, ask, serve
 from tiny_models import GENERATING
 
 from llamanet.errors import ModelFileError
+from llamanet.node import llama_embedder
 from llamanet.node.backend import Chunk
 from llamanet.node.engine import Engine, Generation
 from llamanet.node.llama import LlamaBackend, LlamaConfig
@@ -251,6 +252,41 @@ def test_vectors_are_pooled_as_the_model_says(tmp_path: Path) -> None:
     assert len({mean, first, last}) == 3
 
 
+@pytest.mark.parametrize("pooling", ["MEAN", "CLS", "LAST"])
+@pytest.mark.parametrize("name", GENERATING)
+def test_a_text_in_pieces_has_the_vector_of_the_whole(
+    tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, pooling: str
+) -> None:
+    monkeypatch.setattr(llama_embedder, "_own_pooling", lambda model: getattr(lib, f"LLAMA_POOLING_TYPE_{pooling}"))
+    backend = LlamaBackend(LlamaConfig(model_path=tiny[name], n_ctx=256, n_batch=256, n_parallel=3, n_threads=1))
+    assert backend.embeds_pieces
+    random = Random(7)
+    text, *others = ([random.randrange(3, backend.n_vocab) for _ in range(count)] for count in (150, 9, 40))
+    whole = [numbers(vector) for vector in backend.embed([text, *others])]
+    backend.embed_piece(others[0], 0, 5)
+    backend.embed_piece(text, 0, 64)
+    backend.embed_piece(text, 64, 141)
+    parted = [numbers(vector) for vector in backend.embed([text, *others], done=141)]
+    for one, other in zip(whole, parted, strict=True):
+        assert product(one, other) > 0.9999
+    assert product(parted[0], parted[1]) < 0.99
+    backend.close()
+
+
+def test_a_model_whose_tokens_look_ahead_takes_texts_whole(tiny: dict[str, Path], tmp_path: Path) -> None:
+    tiny_models.llama(tmp_path / "ahead.gguf", causal=False)
+    vectors = []
+    for path in (tiny["llama"], tmp_path / "ahead.gguf"):
+        backend = LlamaBackend(LlamaConfig(model_path=path, n_ctx=64, n_batch=64, n_parallel=1, n_threads=1))
+        assert backend.embeds_pieces == (path == tiny["llama"])
+        vectors.append(numbers(backend.embed([backend.tokenize("abcdef", whole=True)])[0]))
+        backend.close()
+    assert product(*vectors) < 0.99
+    backend = LlamaBackend(LlamaConfig(model_path=tiny["bert"], n_ctx=64, n_batch=64, n_parallel=1, n_threads=1))
+    assert not backend.embeds_pieces
+    backend.close()
+
+
 def test_an_encoder_with_a_decoder_is_refused(tiny: dict[str, Path]) -> None:
     with pytest.raises(ModelFileError, match=r"t5\.gguf: .*encoder and a decoder") as caught:
         LlamaBackend(LlamaConfig(model_path=tiny["t5"]))
@@ -283,3 +319,8 @@ def test_texts_come_back_from_their_tokens(tiny: dict[str, Path], name: str) -> 
 
 def numbers(vector: bytes) -> tuple[float, ...]:
     return struct.unpack(f"<{len(vector) // 4}f", vector)
+
+
+def product(one: Sequence[float], other: Sequence[float]) -> float:
+    """The cosine of the angle between vectors of length 1."""
+    return sum(a * b for a, b in zip(one, other, strict=True))

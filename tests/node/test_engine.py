@@ -1,5 +1,6 @@
 """The engine's behaviour, on a script and a virtual clock."""
 
+import struct
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
 from random import Random
@@ -17,6 +18,7 @@ from llamanet.testing.backend import (
     ScriptedBackend,
     scripted_text,
     scripted_tokens,
+    scripted_vector,
     serve_scripted_engine,
 )
 from llamanet.wire.inference import (
@@ -80,13 +82,17 @@ class Parrot(ScriptedBackend):
 
 
 class Embedding(ScriptedBackend):
-    """Notes how many tokens were drawn before each batch of texts, and how many texts it had."""
+    """Notes how many tokens were drawn before each batch of texts, or piece of one, and how many texts it had."""
 
     batches: ClassVar[list[tuple[int, int]]] = []
 
-    def embed(self, texts: Sequence[Sequence[int]]) -> list[bytes]:
+    def embed(self, texts: Sequence[Sequence[int]], *, done: int = 0) -> list[bytes]:
         self.batches.append((self.drawn, len(texts)))
-        return super().embed(texts)
+        return super().embed(texts, done=done)
+
+    def embed_piece(self, text: Sequence[int], start: int, end: int) -> None:
+        self.batches.append((self.drawn, 0))
+        super().embed_piece(text, start, end)
 
 
 class FailingOnce(ScriptedBackend):
@@ -593,7 +599,7 @@ async def test_texts_to_embed_do_not_hold_streams_up(autojump_clock: MockClock, 
 
 async def test_streams_have_as_long_to_themselves_as_a_long_text_took(autojump_clock: MockClock, serve: Serve) -> None:
     Embedding.batches.clear()
-    engine, _ = await serve(make=Embedding, slots=8, token_time=0.001, step_time=0.02)
+    engine, _ = await serve(make=Embedding, slots=8, token_time=0.001, step_time=0.02, embeds_pieces=False)
     stream = engine.submit(request(max_tokens=300))
     answer: list[object] = []
 
@@ -610,8 +616,52 @@ async def test_streams_have_as_long_to_themselves_as_a_long_text_took(autojump_c
     assert min(later - earlier for earlier, later in pairwise(drawn)) >= 20
 
 
+async def test_a_long_text_is_embedded_in_pieces_beside_a_stream(autojump_clock: MockClock, serve: Serve) -> None:
+    Embedding.batches.clear()
+    engine, _ = await serve(make=Embedding, slots=8, token_time=0.001, step_time=0.02)
+    stream = engine.submit(request(max_tokens=300))
+    texts = ("word " * 500, "a short one", "other " * 300)
+    answer: list[object] = []
+
+    async def embed() -> None:
+        answer.append(await engine.embed(Embed(id=1, texts=texts)))
+
+    async with trio.open_nursery() as users:
+        users.start_soon(embed)
+        arrivals = [trio.current_time() async for message in stream if isinstance(message, Tokens)]
+    (embeddings,) = answer
+    assert isinstance(embeddings, Embeddings)
+    for text, vector in zip(texts, embeddings.vectors, strict=True):
+        assert struct.unpack("<4f", vector) == scripted_vector(text)
+    assert max(later - earlier for earlier, later in pairwise(arrivals)) < 0.15 + 0.02
+    assert engine.rates.embedded_tokens == 803
+    drawn = [drawn for drawn, _ in Embedding.batches]
+    assert len(drawn) == len(set(drawn)) > 800 / 130, "a token comes between any two"
+
+
+async def test_what_nobody_wants_embedded_any_more_is_not_gone_on_with(
+    autojump_clock: MockClock, nursery: trio.Nursery, serve: Serve
+) -> None:
+    engine, _ = await serve(token_time=0.001, step_time=0.02, n_batch=512)
+    generation = engine.submit(request(max_tokens=300))
+    await trio.sleep(1)
+    with trio.move_on_after(1) as patience:
+        await engine.embed(Embed(id=1, texts=("word " * 500,) * 4))
+    assert patience.cancelled_caught
+    embedded = engine.rates.embedded_tokens
+    assert 0 < embedded < 500
+    with trio.move_on_after(0.01):
+        await engine.embed(Embed(id=2, texts=("other " * 500,)))
+    answer = await engine.embed(Embed(id=3, texts=("a third one",)))
+    assert isinstance(answer, Embeddings)
+    assert struct.unpack("<4f", answer.vectors[0]) == scripted_vector("a third one")
+    assert engine.rates.embedded_tokens - embedded < 100
+    generation.cancel()
+
+
 async def test_a_text_waits_for_its_share_beside_a_paused_stream(autojump_clock: MockClock, serve: Serve) -> None:
-    engine, _ = await serve(EngineConfig(buffer_tokens=2, reader_timeout=60.0), token_time=0.001, step_time=0.02)
+    config = EngineConfig(buffer_tokens=2, reader_timeout=60.0)
+    engine, _ = await serve(config, token_time=0.001, step_time=0.02, embeds_pieces=False)
     generation = engine.submit(request(max_tokens=300))
     await trio.sleep(5)
     start = trio.current_time()

@@ -148,9 +148,11 @@ def _heads(model: TinyModel, kv_heads: int | list[int] = KV_HEADS) -> None:
     model.file.add_rope_dimension_count(HEAD)
 
 
-def llama(path: Path, *, rules: str = "gpt-2", controls: Sequence[str] = ()) -> None:
+def llama(path: Path, *, rules: str = "gpt-2", controls: Sequence[str] = (), causal: bool = True) -> None:
     """Full attention. `rules` names a pre-tokenizer of llama.cpp; `controls` are special tokens."""
     model = TinyModel(path, "llama", seed=1)
+    if not causal:
+        model.file.add_causal_attention(False)
     _heads(model)
     model.byte_pairs(rules, controls)
     model.ends()
