@@ -111,9 +111,9 @@ class Exchange:
         while not self._answers:
             if self._over is not None:
                 raise NodeFailed(self._connection.peer.label, self._over)
-            if trio.current_time() >= until:
-                return None
             await self._connection.alarm.park(self._news, until)
+            if not self._answers and trio.current_time() >= until:
+                return None
         return self._take()
 
     def cancel(self) -> None:
@@ -129,6 +129,9 @@ class Exchange:
 
     def arrive(self, answer: NodeMessage) -> None:
         """Take an answer from the connection. Raises `BadMessage` for one that does not belong here."""
+        if self._accepted and isinstance(answer, Tokens):
+            self._arrive_tokens(answer)
+            return
         if isinstance(answer, Embeddings) != self._embeds and not isinstance(answer, Failed):
             raise BadMessage("not an answer to this request", "type")
         if not self._embeds and isinstance(answer, Accepted) == self._accepted and not isinstance(answer, Failed):
@@ -136,10 +139,6 @@ class Exchange:
         if isinstance(answer, Accepted):
             self._accepted = True
             self._hear(answer.state)
-        elif isinstance(answer, Tokens):
-            if not answer.token_ids:
-                raise BadMessage("text without tokens", "token_ids")
-            self._ahead += len(answer.token_ids) + len(answer.text) + sum(1 + len(told.top) for told in answer.logprobs)
         elif not isinstance(answer, Embeddings | Finished | Failed):
             raise BadMessage("not an answer to this request", "type")
         self._answers.append(answer)
@@ -148,7 +147,16 @@ class Exchange:
                 self._hear(answer.state)
             self._connection.forget(self._id)
             self.end("the request is over")
-        elif self._ahead > MAX_AHEAD:
+        self._news.unpark_all()
+
+    def _arrive_tokens(self, tokens: Tokens) -> None:
+        if not tokens.token_ids:
+            raise BadMessage("text without tokens", "token_ids")
+        self._answers.append(tokens)
+        self._ahead += len(tokens.token_ids) + len(tokens.text)
+        if tokens.logprobs:
+            self._ahead += sum(1 + len(told.top) for told in tokens.logprobs)
+        if self._ahead > MAX_AHEAD:
             self._answers.append(Failed(code="slow_reader", message="the reader lags too far behind", id=self._id))
             self._connection.cancel(self._id)
             self.end("the reader lagged")

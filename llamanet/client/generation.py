@@ -438,11 +438,11 @@ class Stream:
         most = self._request.sampling.max_tokens
         if most is not None and len(self.token_ids) + len(tokens.token_ids) > most:
             raise NodeFailed(attempt.label, f"it sends more than max_tokens {most}")
-        wanted = self._request.sampling.logprobs
-        if [told.token for told in tokens.logprobs] != ([] if wanted is None else list(tokens.token_ids)):
+        told = tuple(chance.token for chance in tokens.logprobs) if tokens.logprobs else ()
+        if told != (() if self._request.sampling.logprobs is None else tokens.token_ids):
             raise NodeFailed(attempt.label, "its log-probabilities do not belong to its tokens")
         calls = self._calls_by(attempt)
-        self._last_at = now = trio.current_time()
+        self._last_at = now = attempt.heard_at
         if self.ttft is None:
             self.ttft = now - self._started_at
             self._first_at = now
