@@ -2,6 +2,8 @@
 
 Rules:
 - Waiting sequences get a slot in the order of arrival; `PrefixCache` says which one.
+- But streams that began elsewhere come first, for somebody sits before half a sentence: with every second slot at most
+  while others wait, for any request may say that it is one.
 - A step holds at most `n_batch` tokens: first one token of each sequence that draws next, so that a long prompt never
   stalls a stream; then prompt chunks, no more of them than the `Pace` allows.
 - The oldest prompt gets at least half of what there is for prompts, so that none starves. The other half goes to the
@@ -66,6 +68,8 @@ class Scheduler:
         self.running: dict[int, Sequence] = {}
         """By slot, in the order of admission."""
         self._oldest_had_tile = False
+        self._preferred = False
+        """The last slot went to a stream that began elsewhere, before one that waited longer."""
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence at its place by arrival. The bound on the queue is kept where requests come in."""
@@ -91,14 +95,14 @@ class Scheduler:
         return self._cache.longest(tokens, self._live())
 
     def admit(self) -> tuple[Placement, Sequence] | None:
-        """Give an idle slot to the oldest waiting sequence; None if there is none of either.
+        """Give an idle slot to the waiting sequence whose turn it is; None if there is none of either.
 
         The sequence counts `reused` tokens as computed. If they cannot be had, the caller sets `computed` to 0 before
         it calls again.
         """
         if not self._cache.idle:
             return None
-        sequence = next((sequence for sequence in self.waiting if not self._awaits(sequence)), None)
+        sequence = self._next()
         if sequence is None:
             return None
         self.waiting.remove(sequence)
@@ -175,6 +179,17 @@ class Scheduler:
                 yield slot, sequence, size
         if size := min(reserved + left, oldest.computable):
             yield oldest_slot, oldest, size
+
+    def _next(self) -> Sequence | None:
+        """Whose turn it is to get a slot."""
+        ready = (sequence for sequence in self.waiting if not self._awaits(sequence))
+        oldest = next(ready, None)
+        if oldest is None or oldest.request.resume or self._preferred:
+            self._preferred = False
+            return oldest
+        begun = next((sequence for sequence in ready if sequence.request.resume), None)
+        self._preferred = begun is not None
+        return begun or oldest
 
     def _awaits(self, sequence: Sequence) -> bool:
         """Whether a prompt that is being computed will soon leave more for `sequence` than memory has now."""

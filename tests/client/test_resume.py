@@ -6,6 +6,7 @@ import trio
 from llamanet.errors import NoNodeServes, RequestRefused
 from llamanet.testing.backend import scripted_logprobs, scripted_text, scripted_tokens
 from llamanet.testing.cluster import Cluster
+from llamanet.wire.inference import Generate, Sampling
 
 ONE, TWO = bytes([1]) * 32, bytes([2]) * 32
 COUNT = 30
@@ -93,3 +94,35 @@ async def test_a_node_that_drains_too_long_is_left_without_blame(autojump_clock,
     assert list(stream.token_ids) == IDS
     assert stream.hops == ((node.label, "the node is shutting down"),)
     assert client._access.peers.usable(node.dht.identity.node_id, trio.current_time())
+
+
+@pytest.mark.parametrize(("waiting", "max_waiting"), [(5, 64), (5, 5)])
+async def test_who_is_in_the_middle_of_a_text_does_not_wait_behind_all_others(
+    autojump_clock, nursery, waiting, max_waiting
+):
+    cluster = Cluster(nursery)
+    await cluster.start_node("other", model="beta")  # A way into the swarm that stays.
+    await cluster.start_node("first", step_time=0.5)
+    await trio.sleep(3)
+    client = await cluster.start_client()
+    async with client.stream("hello", model="alpha", max_tokens=COUNT, temperature=0.0) as stream:
+        await stream.__anext__()
+        second = await cluster.start_node("second", slots=1, step_time=0.05, max_waiting=max_waiting)
+        await trio.sleep(3)
+        [engine] = second.host.endpoint.engines.values()
+        two_seconds = Sampling(max_tokens=40, temperature=0.0)
+        others = [
+            engine.submit(Generate(id=number, prompt=f"other {number}", sampling=two_seconds))
+            for number in range(1 + waiting)
+        ]
+        await trio.sleep(0.2)
+        cluster.kill("first")
+        stall, heard = 0.0, trio.current_time()
+        async for _ in stream:
+            stall, heard = max(stall, trio.current_time() - heard), trio.current_time()
+    assert list(stream.token_ids) == IDS
+    assert stream.node_id == "second"
+    assert stall < 2.5
+    assert engine.state().running + engine.state().waiting == waiting
+    for other in others:
+        other.cancel()

@@ -11,10 +11,10 @@ from llamanet.node.sequence import Sequence
 from llamanet.wire.inference import Generate
 
 
-def sequence(serial: int, prompt: int) -> Sequence:
+def sequence(serial: int, prompt: int, resume: tuple[int, ...] = ()) -> Sequence:
     return Sequence(
         serial=serial,
-        request=Generate(id=serial, prompt=""),
+        request=Generate(id=serial, prompt="", resume=resume),
         tokens=[1000 * serial + place for place in range(prompt)],
         prompt_tokens=prompt,
         limit=10_000,
@@ -51,6 +51,42 @@ def test_slots_go_to_the_oldest() -> None:
     scheduler.remove(first)
     assert [(s.slot, s.serial) for s in admit(scheduler)] == [(0, 2)]
     assert sorted(scheduler.running) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("begun", "order"),
+    [
+        ((3, 4), [3, 0, 4, 1, 2]),
+        ((1,), [1, 0, 2, 3, 4]),
+        ((0, 1), [0, 1, 2, 3, 4]),
+        ((0, 2, 3, 4), [0, 2, 1, 3, 4]),
+        ((0, 1, 2, 3, 4), [0, 1, 2, 3, 4]),
+    ],
+)
+def test_streams_that_began_elsewhere_come_first_but_not_twice_in_a_row(
+    begun: tuple[int, ...], order: list[int]
+) -> None:
+    scheduler = make(slots=1, n_batch=8)
+    for serial in range(5):
+        scheduler.add(sequence(serial, 3, resume=(7,) if serial in begun else ()))
+    admitted = []
+    while found := admit(scheduler):
+        admitted += [each.serial for each in found]
+        scheduler.remove(found[0])
+    assert admitted == order
+
+
+def test_who_says_to_have_begun_takes_no_more_than_every_second_slot_from_others() -> None:
+    scheduler = make(slots=1, n_batch=8)
+    scheduler.add(sequence(0, 3))
+    scheduler.add(sequence(1, 3))
+    admitted = []
+    for serial in range(2, 8):
+        scheduler.add(sequence(serial, 3, resume=(7,)))
+        [found] = admit(scheduler)
+        admitted.append(found.serial)
+        scheduler.remove(found)
+    assert admitted[:4] == [2, 0, 3, 1]
 
 
 def test_streams_come_before_prompts_and_prompts_fill_the_batch() -> None:
