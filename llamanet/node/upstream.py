@@ -186,7 +186,7 @@ class UpstreamEngine:
     async def _relay_chunks(
         self, relay: "Relay", request: Generate, response: httpx.Response, arrived: float, began: float
     ) -> Finished | Failed:
-        reader = ChunkReader()
+        reader = ChunkReader(must_call=request.tool_choice == "required" or request.tool_name is not None)
         guessed = _guessed_tokens(request)
         tool_format = CALL_FORMAT if request.tools else None
         relay._accept(Accepted(id=request.id, node_id=self._label, prompt_tokens=guessed, tool_format=tool_format))
@@ -219,6 +219,14 @@ class UpstreamEngine:
             await relay.wait_room()
         if reader.finish_reason is None:
             return _broken(request, None)
+        if reader.ignored_choice:
+            return Failed(
+                id=request.id,
+                code="bad_request",
+                message="a call was required, and the server behind this node answered without one",
+                field="tool_choice",
+                limit='"auto", or a model on another server',
+            )
         if last - since >= MEASURABLE_S:
             self.rates.step(drawing=1, tokens=1, seconds=(last - since) / measured, now=last)
         self.rates.served(last - began)

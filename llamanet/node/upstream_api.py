@@ -8,6 +8,7 @@ Rules:
   stream is resumed from its text, which the client sends along (`Generate.resume_text`). Tokens that the server counts
   beyond that come at the end, without text.
 - Calls of tools are written into the text as `FORMATS["hermes"]` has them, whatever the server's model does.
+- Where a call is required, words are held back until there is one, for some servers ignore `tool_choice`.
 """
 
 import json
@@ -208,12 +209,20 @@ class Piece:
 class ChunkReader:
     """Reads the chunks of one stream; what they tell of its end is there after the last one."""
 
+    must_call: bool = False
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     cached_tokens: int = 0
     completion_tokens: int | None = None
     _thinks: bool = False
     _calls: int = 0
+    _held: list[Piece] = attrs.field(factory=list)
+    """Words that are held back, for a call is required and none has come."""
+
+    @property
+    def ignored_choice(self) -> bool:
+        """Whether a call was required, and the server, which has ended, answered in words or not at all."""
+        return self.must_call and (bool(self._held) or self.finish_reason == "stop")
 
     def read(self, chunk: Any) -> Iterator[Piece]:
         """The pieces of the text in a chunk, a JSON object of the server's. What is not understood is left out."""
@@ -226,7 +235,7 @@ class ChunkReader:
                 continue
             delta = told if isinstance(told := choice.get("delta"), dict) else {}
             text = choice.get("text") or delta.get("content") or ""
-            yield from self._read_text(_whole(text), delta, choice.get("logprobs"))
+            yield from self._hold(list(self._read_text(_whole(text), delta, choice.get("logprobs"))))
             for call in _list(delta.get("tool_calls")):
                 yield from self._read_call(call)
             if isinstance(reason := choice.get("finish_reason"), str):
@@ -250,6 +259,16 @@ class ChunkReader:
                 yield from (Piece("", chance) for chance in chances[:-1])
             yield Piece(text, chances[-1] if chances else None)
 
+    def _hold(self, pieces: list[Piece]) -> Iterator[Piece]:
+        if not self.must_call or self._thinks:
+            yield from pieces
+            return
+        self._held += pieces
+        # Servers that do not read their model's calls pass them on as text.
+        if FORMATS[CALL_FORMAT].marker in "".join(piece.text for piece in self._held):
+            self.must_call = False
+            yield from self._held
+
     def _read_call(self, call: Any) -> Iterator[Piece]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
@@ -258,6 +277,7 @@ class ChunkReader:
         if isinstance(name := function.get("name"), str) and name:
             before = form.marker + form.begin if not self._calls else "}" + form.between
             self._calls += 1
+            self.must_call = False
             yield Piece(f'{before}{{"name": {json.dumps(name)}, "arguments": ')
         if arguments := _whole(function.get("arguments")):
             yield Piece(arguments)

@@ -169,6 +169,36 @@ def test_calls_are_written_so_that_a_client_reads_them(calls):
     assert reader.finish_reason == "stop"
 
 
+def required(*chunks):
+    reader = ChunkReader(must_call=True)
+    return "".join(piece.text for chunk in chunks for piece in reader.read(chunk)), reader
+
+
+STOP = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+
+
+def test_words_are_held_back_where_a_call_is_required():
+    call = delta(tool_calls=[{"index": 0, "function": {"name": "weather", "arguments": "{}"}}])
+    text, reader = required(delta(reasoning_content="hm"), delta(content="I call:"), call, STOP)
+    assert text == '<think>\nhm<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
+    assert not reader.ignored_choice
+    text, reader = required(delta(content="<tool_"), delta(content="call>{"), delta(content="}"), STOP)
+    assert text == "<tool_call>{}"
+    assert not reader.ignored_choice
+
+
+@pytest.mark.parametrize("said", [["Sun", "ny"], []])
+def test_a_server_that_ignores_that_a_call_is_required(said):
+    text, reader = required(*(delta(content=word) for word in said), STOP)
+    assert text == ""
+    assert reader.ignored_choice
+
+
+def test_thoughts_that_were_cut_off_ignore_nothing():
+    cut = {"choices": [{"delta": {}, "finish_reason": "length"}]}
+    assert not required(delta(reasoning_content="hm"), cut)[1].ignored_choice
+
+
 @pytest.mark.parametrize(
     "chunk",
     [

@@ -26,6 +26,7 @@ from llamanet.wire.inference import (
     Tokens,
     encode_message,
 )
+from llamanet.wire.tools import Tool
 
 SLOTS = 4
 # httpx does not close its generators when a response is left before its end; they go with the connection.
@@ -71,9 +72,9 @@ class Heard:
     last: Finished | Failed | None = None
 
 
-async def ask(engine, **sampling):
+async def ask(engine, *, asked=None, **sampling):
     heard = Heard()
-    relay = engine.submit(request(**sampling))
+    relay = engine.submit(asked or request(**sampling))
     try:
         with trio.fail_after(10):
             async for message in relay:
@@ -344,3 +345,13 @@ async def test_what_it_has_now_is_followed(nursery, host, server, monkeypatch, c
     await until("mine")
     server.models = b'{"data": [{"id": "m"}]}'
     await until("mine", "m")
+
+
+@pytest.mark.parametrize("forced", [{"tool_choice": "required"}, {"tool_name": "weather"}])
+async def test_a_server_that_ignores_tool_choice_is_told_of(engine, server, forced):
+    server.answer = says(event("Sunny"), END)
+    asked = attrs.evolve(request(), tools=(Tool(name="weather", description="", parameters=None),), **forced)
+    heard = await ask(engine, asked=asked)
+    assert heard.text == ""
+    assert (heard.last.code, heard.last.field) == ("bad_request", "tool_choice")
+    assert "answered without one" in heard.last.message
