@@ -17,6 +17,13 @@ ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def pytest_unconfigure() -> None:
+    """Close what llama_cpp opens when it is imported: at exit Python may take it for a mistake of the last test's."""
+    if opened := sys.modules.get("llama_cpp._utils"):
+        opened.outnull_file.close()
+        opened.errnull_file.close()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_from_outside() -> None:
     for setting in attrs.fields(NodeConfig):
