@@ -55,7 +55,7 @@ def check_compiler():
 
 def install(extra):
     """Run pip, and show what it is doing."""
-    target = ROOT if extra == "run" else f"{ROOT}[{extra}]"
+    target = f"{ROOT}[{'gateway' if extra == 'run' else extra}]"
     command = [PYTHON, "-m", "pip", "install", "--verbose", "--disable-pip-version-check", "--editable", target]
     cmake = f'-DCMAKE_C_FLAGS="{COMPILER_FLAGS}" -DCMAKE_CXX_FLAGS="{COMPILER_FLAGS}"'
     environment = {"CMAKE_ARGS": cmake, **os.environ}

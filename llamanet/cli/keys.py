@@ -11,7 +11,6 @@ from llamanet.cli.options import setting
 from llamanet.errors import UserError
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print an object.")
-SWARM_KEY_BYTES = 32
 API_KEY_BYTES = 24
 
 
@@ -53,6 +52,8 @@ def show_identity(data_dir: Path | None, dht_port: int, as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 def make_swarm_key(file: Path) -> None:
     """Make the key of a private swarm, in FILE, for `--swarm-key-file` of each node and client."""
+    from llamanet.wire.envelope import SWARM_KEY_BYTES
+
     _write_new(file, secrets.token_hex(SWARM_KEY_BYTES))
     click.echo(file)
 
