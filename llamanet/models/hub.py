@@ -2,8 +2,8 @@
 
 Rules:
 - A transfer that breaks off is gone on with by the next one: the part is kept beside the cache's blobs. huggingface_hub
-  throws it away (1.33 does), and writes in pieces of 10 MB, of which the last is lost; so its transfer is called here,
-  with small pieces, and only its cache, its requests and retries are its own.
+  throws it away (1.33 and 2.4 do), and writes in pieces of 10 MB, of which the last is lost; so its transfer is called
+  here, with small pieces, and only its cache, its requests and retries are its own.
 - Nothing gets into the cache before its SHA-256 is what the hub says.
 - Token, cache, endpoint and offline mode are where huggingface_hub has them: `HF_TOKEN` or `hf auth login`, `HF_HOME`,
   `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
@@ -13,6 +13,7 @@ Everything here blocks: call it in a thread. A `report` that raises ends the tra
 """
 
 import contextlib
+import importlib
 import logging
 import shutil
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def pull(source: HubSource, digests: Path, report: Report) -> Path:
     The SHA-256 of what is got is remembered in the file `digests`. Raises `ModelFileError` or another `UserError`.
     """
     hub = _import()
-    with _told(source):
+    with _told(hub, source):
         info = hub.HfApi().model_info(source.repo, revision=source.revision, files_metadata=True)
         names = choose(source, (entry.rfilename for entry in info.siblings or ()))
         blobs = [_look_up(hub, source, name) for name in names]
@@ -189,11 +190,11 @@ def _bar(what: str, whole: int, report: Report) -> type:
 
 
 @contextlib.contextmanager
-def _told(source: HubSource) -> Iterator[None]:
+def _told(hub: Any, source: HubSource) -> Iterator[None]:
     """Turn what huggingface_hub raises into one line that says what to do."""
-    import httpx
-    from huggingface_hub import constants, errors
-
+    constants, errors = hub.constants, hub.errors
+    # httpx in huggingface_hub 1, httpx2 since 2.
+    http = importlib.import_module(errors.HTTPError.__module__.partition(".")[0])
     page = f"{constants.ENDPOINT}/{source.repo}"
     log_in = "log in (hf auth login, or HF_TOKEN)"
     try:
@@ -220,9 +221,9 @@ def _told(source: HubSource) -> Iterator[None]:
         raise UserError(f"{source}: {constants.ENDPOINT} answers with status {status}; {advice}") from error
     except errors.FileMetadataError as error:
         raise UserError(f"{source}: {constants.ENDPOINT} does not answer as the hub does; check HF_ENDPOINT") from error
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+    except (http.ConnectError, http.ConnectTimeout) as error:
         raise UserError(f"{source}: cannot reach {constants.ENDPOINT} ({error}); check the network") from error
-    except httpx.HTTPError as error:
+    except http.HTTPError as error:
         why = str(error) or type(error).__name__
         raise UserError(f"{source}: the transfer broke off ({why}); pull again to go on") from error
     except OSError as error:
