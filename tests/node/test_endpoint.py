@@ -10,6 +10,7 @@ import trio.testing
 from trio_websocket import ConnectionClosed, ConnectionRejected, wrap_client_stream
 
 from llamanet.client.tls import client_tls
+from llamanet.node import connection
 from llamanet.node import endpoint as endpoint_module
 from llamanet.node.endpoint import Endpoint
 from llamanet.node.engine import EngineConfig
@@ -292,7 +293,7 @@ async def test_closing_says_so_after_all_else_and_does_not_wait_for_the_silent(a
         await silent.send_all(b"GET / HTTP/1.1\r\n")
         start = trio.current_time()
         await node.endpoint.close()
-        assert trio.current_time() - start <= endpoint_module.CLOSE_S
+        assert trio.current_time() - start <= connection.CLOSE_S
         assert await close_code(idle) == await close_code(streaming) == 1001
     await wait_all_free(node)
 
@@ -326,7 +327,7 @@ async def test_an_id_in_flight_is_not_used_twice(autojump_clock, nursery):
 
 
 async def test_too_many_requests_end_the_connection(autojump_clock, nursery, monkeypatch):
-    monkeypatch.setattr(endpoint_module, "MAX_REQUESTS", 3)
+    monkeypatch.setattr(connection, "MAX_REQUESTS", 3)
     node = await start_node(nursery)
     async with node.connect() as websocket:
         await send(websocket, *(Generate(id=n, prompt="go on") for n in range(4)))
@@ -444,7 +445,7 @@ async def test_a_stalled_socket_is_given_up(autojump_clock, nursery):
     async with node.connect() as other:
         await send(other, Generate(id=1, prompt="say it", sampling=FIVE))
         assert ids_in(await answers(other, 1)) == scripted_tokens("say it", 5)
-    await trio.sleep(endpoint_module.SEND_S + 1)
+    await trio.sleep(connection.SEND_S + 1)
     await wait_all_free(node)
 
 

@@ -1,10 +1,10 @@
 """`Embed` on one websocket: answered beside other requests, cancelled by its id, and bounded like them."""
 
 import pytest
-import test_endpoint
 import trio
 from test_endpoint import DIGEST, FIVE, close_code, ids_in, receive, send, start_node
 
+from llamanet.node import connection
 from llamanet.testing.backend import scripted_tokens, scripted_vector
 from llamanet.wire.inference import (
     SUBPROTOCOL_JSON,
@@ -89,7 +89,7 @@ async def test_an_id_in_flight_cannot_be_used_again(autojump_clock, nursery):
 
 
 async def test_requests_are_bounded_together(autojump_clock, nursery, monkeypatch):
-    monkeypatch.setattr(test_endpoint.endpoint_module, "MAX_REQUESTS", 2)
+    monkeypatch.setattr(connection, "MAX_REQUESTS", 2)
     node = await start_node(nursery, step_time=0.1)
     async with node.connect() as websocket:
         await send(websocket, *[Embed(id=number, texts=TEXTS) for number in range(3)])
