@@ -142,7 +142,10 @@ class Overlay:
 
     def _send_request(self, datagram: bytes, address: Address) -> bool:
         self._guard.expect(address.host)
-        return self.transport.send(datagram, address)
+        sent = self.transport.send(datagram, address)
+        if not sent:
+            self.table.unsent(address, trio.current_time())
+        return sent
 
     # --- where we stand -----------------------------------------------------------------------------------------------
 
@@ -341,8 +344,6 @@ class Overlay:
         """Every outcome of every request passes here."""
         if not outcome.tried:
             self.counts["unsent"] += 1
-            if outcome.contact is not None:
-                self.table.unsent(outcome.contact, now)
             return
         if outcome.reply is None:
             self.counts["overdue"] += 1

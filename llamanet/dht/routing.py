@@ -17,8 +17,11 @@ Rules:
 - At most 2 contacts of a subnet a bucket and 10 a table, so that one owner of a subnet cannot surround anybody.
 - One address, one contact: a node that came back with a new key takes its old place.
 - Who answers from another address than the one we know is looked for at the old one first, and has moved if it is gone
-  from there: else whoever passes on what it is sent, both ways, could take the place of any node.
+  from there: else whoever passes on what it is sent, both ways, could take the place of any node. The more often it was
+  found where it was, the longer it is not looked for: else such a relay could have us ask until enough got lost.
 - Contacts that lately failed are not told to others, and leave after `MAX_FAILURES` in a row.
+- Whom our own system lets us send nothing to has not failed, for so it is with all when we are cut off. It leaves if
+  that lasts while others answer whose addresses are no nearer than its own: the way to its network is lost to us.
 """
 
 import math
@@ -28,7 +31,7 @@ from random import Random
 
 import attrs
 
-from llamanet.dht.distance import ID_BITS, common_prefix_bits, number_of, random_id_sharing, subnet_of
+from llamanet.dht.distance import ID_BITS, common_prefix_bits, number_of, random_id_sharing, scope_of, subnet_of
 from llamanet.wire.identity import NodeId
 from llamanet.wire.rpc import Address, Contact
 
@@ -44,8 +47,12 @@ PART_BITS = 4
 """The first bits after those that a bucket's contacts have in common are their part of it."""
 TRIAL_S = 30.0
 """Between two answers of a contact at least, before others are told of it."""
+STAYED_S = 10.0
+"""Who was found n times where it was, after an answer from elsewhere, is not looked for within n times this."""
 UNSENT_S = 10.0
 """For this long a contact that our own system would send nothing to is not checked."""
+UNSENDABLE_S = 60.0
+"""After so long it leaves."""
 DOUBT_S = 60.0
 """A contact not heard from for this long may be gone, so it is checked when another wants its place."""
 
@@ -63,6 +70,10 @@ class Entry:
     proven: bool = False
     elsewhere: Contact | None = None
     """Another address from which it has answered since it last did from its own."""
+    stayed: int = 0
+    """How often it answered from its own after that."""
+    unsent: float | None = None
+    """When our own system first refused to send to it since it last answered."""
 
 
 @attrs.define(eq=False)
@@ -113,8 +124,9 @@ class RoutingTable:
         return iter(self._by_id.values())
 
     def holds_address(self, address: Address) -> bool:
-        """Whether a contact in the table has this address."""
-        return address in self._by_address
+        """Whether a contact in the table has this address, and our system sends to it."""
+        node_id = self._by_address.get(address)
+        return node_id is not None and self._by_id[node_id].unsent is None
 
     @property
     def bucket_sizes(self) -> tuple[int, ...]:
@@ -171,15 +183,17 @@ class RoutingTable:
         entry = self._by_id.get(contact.node_id)
         if entry is not None:
             if entry.contact.address == contact.address:
-                entry.seen, entry.failures, entry.elsewhere = now, 0, None
+                entry.stayed += entry.elsewhere is not None
+                entry.seen, entry.failures, entry.elsewhere, entry.unsent = now, 0, None, None
                 if not entry.proven and now - entry.since >= TRIAL_S:
                     entry.proven = True
                     self._proven += 1
                 return _KNOWN
             if _may_have_moved(entry, contact):
                 entry.elsewhere = contact
-                return Admission(check=entry.contact)
-            if not entry.failures:
+                in_doubt = now - entry.seen >= STAYED_S * entry.stayed
+                return Admission(check=entry.contact) if in_doubt else _KNOWN
+            if not entry.failures and entry.unsent is None:
                 return _KNOWN
             self._remove(entry)  # its new place must pass the same rules
         evicted_id = self._by_address.get(contact.address)
@@ -206,26 +220,32 @@ class RoutingTable:
             return
         entry.failures += 1
         entry.checked = now
-        waiting = self._bucket_of(entry.number).waiting
-        if entry.failures >= (FAILURES_IF_REPLACED if waiting else MAX_FAILURES):
+        bucket, moved = self._bucket_of(entry.number), entry.elsewhere
+        if entry.failures >= (FAILURES_IF_REPLACED if bucket.waiting and moved is None else MAX_FAILURES):
             self._remove(entry)
-            bucket = self._bucket_of(entry.number)
-            moved = entry.elsewhere
             if moved is not None and moved.address not in self._by_address and self._subnet_has_room(bucket, moved):
                 self._insert(bucket, Entry(moved, entry.number, entry.since, now, now, proven=entry.proven))
             self._promote(bucket)
 
-    def unsent(self, contact: Contact, now: float) -> None:
-        """A request to `contact` could not be sent, which is no fault of its own: others have their turn first."""
-        entry = self._by_id.get(contact.node_id)
-        if entry is not None and entry.contact.address == contact.address:
-            entry.checked = now + UNSENT_S
+    def unsent(self, address: Address, now: float) -> None:
+        """Our own system refused to send to `address`. If a contact has it, others have their turn first."""
+        node_id = self._by_address.get(address)
+        if node_id is None:
+            return
+        entry = self._by_id[node_id]
+        entry.checked = now + UNSENT_S
+        if entry.unsent is None:
+            entry.unsent = now
+        elif now - entry.unsent >= UNSENDABLE_S and self._others_answered(entry.contact, entry.unsent):
+            self._remove(entry)
+            self._promote(self._bucket_of(entry.number))
 
     def wants(self, contact: Contact) -> bool:
         """Whether it is worth a PING to find out if `contact`, who asked us something, can also be asked."""
         entry = self._by_id.get(contact.node_id)
         if entry is not None:
-            return (entry.failures > 0 or _may_have_moved(entry, contact)) and contact != entry.elsewhere
+            lost = entry.failures > 0 or entry.unsent is not None
+            return (lost or _may_have_moved(entry, contact)) and contact != entry.elsewhere
         bucket = self._bucket_of(contact.number)
         if contact.node_id == self._own_id or any(other.contact == contact for other in bucket.waiting):
             return False
@@ -373,6 +393,14 @@ class RoutingTable:
         doubtful = max(bucket.entries, key=lambda entry: (entry.failures, now - entry.seen))
         silent = now - max(doubtful.seen, doubtful.checked) >= DOUBT_S
         return Admission(check=doubtful.contact) if silent else _KNOWN
+
+    def _others_answered(self, contact: Contact, since: float) -> bool:
+        """Whether somebody answered after `since` whose address is no nearer to us than that of `contact`."""
+        scope = scope_of(contact.address.host)
+        return any(
+            entry.seen > since and (scope_of(entry.contact.address.host) or 0) >= (scope or 0)
+            for entry in self._by_id.values()
+        )
 
     def _spare(self, bucket: Bucket, new: Entry) -> Entry | None:
         """Who gives way to `new` in a full bucket: the newest of those that share their part of it with others.

@@ -278,6 +278,38 @@ async def test_what_our_own_system_would_not_send_is_not_blamed_on_peers(autojum
         assert len(await node.find_nodes(key("x"))) == 5
 
 
+async def test_a_contact_that_our_own_system_sends_nothing_to_leaves_while_others_answer(
+    autojump_clock, nursery, monkeypatch
+):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(6)
+    node, lost = nodes[1], nodes[3]
+    real_send = node._overlay.transport.send
+
+    def send(datagram, address):
+        return address != swarm.addresses[lost] and real_send(datagram, address)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node._overlay.transport, "send", send)
+        await trio.sleep(300)
+        assert ids(node.contacts()) == everybody_but(node, nodes) - {lost.identity.node_id}
+    await trio.sleep(120)
+    assert ids(node.contacts()) == everybody_but(node, nodes), "it is back"
+
+
+async def test_our_own_limits_do_not_keep_a_contact_from_being_checked(autojump_clock, nursery, monkeypatch):
+    """A liar that has us use up what a subnet gets of lookup requests must not hide that its honest node is gone."""
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(6)
+    node, dead = nodes[1], nodes[3]
+    monkeypatch.setattr(node._overlay.requests._unanswered, "admit", lambda host, now: False)
+    swarm.kill(dead)
+    for _ in range(50):
+        await node.find_nodes(dead.identity.node_id)
+        await trio.sleep(1)
+    assert ids(node.contacts()) == everybody_but(node, nodes) - {dead.identity.node_id}
+
+
 async def test_a_late_reply_still_counts_while_its_lookup_goes_on(autojump_clock, nursery, monkeypatch):
     swarm = Swarm(nursery)
     delays = {}

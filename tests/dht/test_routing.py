@@ -12,6 +12,7 @@ from llamanet.dht.routing import (
     PER_SUBNET_IN_BUCKET,
     PER_SUBNET_IN_TABLE,
     TRIAL_S,
+    UNSENDABLE_S,
     UNSENT_S,
     Entry,
     RoutingTable,
@@ -452,10 +453,97 @@ def test_who_could_not_be_sent_to_is_not_blamed_and_lets_others_have_their_turn(
     for number, seen in ((1, 10.0), (2, 20.0)):
         table.answered(contact(number), seen)
     assert table.to_check(40.0, retry_after=1.0, idle_after=15.0) == contact(1)
-    table.unsent(contact(1), 40.0)
+    table.unsent(contact(1).address, 40.0)
     assert table.to_check(40.0, retry_after=1.0, idle_after=15.0) == contact(2)
     table.failed(contact(1), 41.0)
-    table.unsent(contact(1), 42.0)
+    table.unsent(contact(1).address, 42.0)
     assert table.to_check(44.0, retry_after=1.0, idle_after=15.0) == contact(2)
     assert table.to_check(42.0 + UNSENT_S + 1, retry_after=1.0, idle_after=15.0) == contact(1)
     assert [entry.failures for entry in table] == [1, 0]
+
+
+def unsendable(host, other_host, *, other_answers):
+    """A table whose contact at `host` could not be sent to for longer than it may, and who is in it."""
+    table = RoutingTable(OWN, k=K)
+    table.answered(contact(1, host), 0.0)
+    table.answered(contact(2, other_host), 0.0)
+    for now in range(10, int(2 * UNSENDABLE_S), 10):
+        table.unsent(contact(1, host).address, float(now))
+        if other_answers:
+            table.answered(contact(2, other_host), float(now))
+        else:
+            table.unsent(contact(2, other_host).address, float(now))
+    return {entry.contact for entry in table}
+
+
+def test_who_cannot_be_sent_to_for_long_leaves_if_others_answer():
+    v6, v4 = "2001:4860::1", "9.9.9.9"
+    assert unsendable(v6, v4, other_answers=True) == {contact(2, v4)}
+    assert unsendable(v6, v4, other_answers=False) == {contact(1, v6), contact(2, v4)}, "we are cut off"
+
+
+@pytest.mark.parametrize(("host", "nearer"), [("9.9.9.9", "10.0.0.1"), ("10.0.0.1", "127.0.0.1")])
+def test_that_somebody_nearer_answers_does_not_show_that_the_way_to_a_contact_is_lost(host, nearer):
+    assert contact(1, host) in unsendable(host, nearer, other_answers=True)
+    assert unsendable(nearer, host, other_answers=True) == {contact(2, host)}
+
+
+def test_who_waits_takes_the_place_of_one_who_cannot_be_sent_to():
+    table = RoutingTable(OWN, k=K)
+    far = in_bucket(0, K + 1)
+    near = in_bucket(4, 1)
+    for peer in (*near, *far):
+        table.answered(peer, 0.0)
+    assert far[K] not in {entry.contact for entry in table}
+    table.unsent(far[0].address, 1.0)
+    table.answered(near[0], 2.0)
+    table.unsent(far[0].address, 1.0 + UNSENDABLE_S)
+    assert {entry.contact for entry in table} == {*near, *far[1:]}
+
+
+def test_an_answer_shows_that_a_contact_can_be_sent_to():
+    table = RoutingTable(OWN, k=K)
+    for now in range(0, int(4 * UNSENDABLE_S), int(UNSENDABLE_S) - 1):
+        table.answered(contact(1), float(now))
+        table.answered(contact(2), float(now))
+        table.unsent(contact(1).address, now + 1.0)
+        assert len(table) == 2
+
+
+def test_who_cannot_be_sent_to_is_looked_for_and_taken_at_its_address_of_the_other_family():
+    table = RoutingTable(OWN, k=K)
+    v6, v4 = contact(1, "2001:4860::1"), contact(1, "9.9.9.9")
+    table.answered(v6, 0.0)
+    table.unsent(v6.address, 1.0)
+    assert not table.holds_address(v6.address)
+    assert table.wants(v4)
+    table.answered(v4, 2.0)
+    assert [entry.contact for entry in table] == [v4]
+    assert table.holds_address(v4.address)
+
+
+def test_a_relay_cannot_have_a_node_asked_until_enough_is_lost():
+    table = RoutingTable(OWN, k=K)
+    table.answered(contact(1), 0.0)
+    relay = Contact(contact(1).public_key, Address("10.9.9.9", 9))
+    checks = 0
+    for step in range(36_000):
+        now = step / 10
+        if table.wants(relay) and table.answered(relay, now).check is not None:
+            checks += 1
+            table.answered(contact(1), now)
+    assert 1 <= checks <= 30
+
+
+def test_a_relay_takes_no_place_sooner_because_somebody_waits():
+    table = RoutingTable(OWN, k=K)
+    far = in_bucket(0, K + 1)
+    for peer in (*in_bucket(4, 1), *far):
+        table.answered(peer, 0.0)
+    relay = Contact(far[0].public_key, Address("10.9.9.9", 9))
+    table.answered(relay, 1.0)
+    for _ in range(MAX_FAILURES - 1):
+        table.failed(far[0], 2.0)
+    assert table.is_proved(far[0])
+    table.failed(far[0], 3.0)
+    assert table.is_proved(relay)
