@@ -4,13 +4,15 @@ A reader takes the records of all holders that a lookup passes, newest for each 
 that have more. It trusts nothing: each record is checked for its key, its signature and its times. A holder that tells
 one which no honest peer keeps is not asked for more, so lies cost a reader one signature for each answer at most.
 
-Who ends a read with all that one node told leaves copies with the nearest node asked that had nothing (Kademlia,
-section 2.3): those who come the same way are answered there, and the load of a key that many read spreads. Other reads
-hear several holders, so that no single one hides a publisher from them; a reader for whom one's word will do says so.
+Of those who end a read with all that one node told, every other one leaves copies with the nearest node asked that had
+nothing (Kademlia, section 2.3): those who come the same way are answered there, and the load of a key that many read
+spreads, while a key that few read costs little more than its reads. Other reads hear several holders, so that no single
+one hides a publisher from them; a reader for whom one's word will do says so.
 """
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
+from random import Random
 
 import attrs
 
@@ -32,6 +34,8 @@ MAX_UNANSWERED_OF_A_SUBNET = 16
 """Contacts of one public subnet that may leave a lookup's path without an answer, as many as it has under way at most.
 If more were asked, whoever tells of invented contacts could point a lookup at whom it likes."""
 VERIFIED_RECORDS = 256
+COPYING_SHARE = 0.5
+"""Of the reads that might leave copies. Each copy costs a request, and its receiver a signature."""
 
 
 class Search:
@@ -140,6 +144,7 @@ async def read(
     verifier: RecordVerifier,
     client: bool,
     wall_clock: Callable[[], float],
+    rng: Random,
     counts: Counter[str],
     on_bad_record: Callable[[], None],
     crowd: Crowd | None = None,
@@ -177,7 +182,7 @@ async def read(
     """By publisher: its newest record, encoded."""
 
     def leave_copies(total: int) -> None:
-        if without and total <= min(len(told), CACHED_PUBLISHERS):
+        if without and total <= min(len(told), CACHED_PUBLISHERS) and rng.random() < COPYING_SHARE:
             _, nearest, token = min(without, key=lambda entry: entry[0])
             for copy in told.values():
                 store = Store(transaction=new_transaction(), client=client, token=token, record=copy, cache=True)

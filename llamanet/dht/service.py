@@ -302,6 +302,7 @@ class Dht:
             verifier=self._verifier,
             client=self.client_mode,
             wall_clock=self.config.wall_clock,
+            rng=self._overlay.rng,
             counts=self._overlay.counts,
             on_bad_record=lambda: self._overlay.drops.count("message"),
             crowd=crowd,

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -266,7 +267,8 @@ async def test_the_word_of_one_that_was_caught_lying_is_not_enough(autojump_cloc
     assert {record.publisher for record in found} == {record.publisher for record in records}
 
 
-async def test_one_id_at_two_addresses_may_both_have_nothing():
+@pytest.mark.parametrize(("drawn", "leaves"), [(search.COPYING_SHARE - 0.01, True), (search.COPYING_SHARE, False)])
+async def test_one_id_at_two_addresses_may_both_have_nothing(drawn, leaves):
     """The nearest of those with nothing gets a copy; two of them may be equally near, and differ in address alone."""
     record = encode_record(signed())
     here, holder = contact(1), contact(2)
@@ -309,8 +311,9 @@ async def test_one_id_at_two_addresses_may_both_have_nothing():
         verifier=search.RecordVerifier(Network()),
         client=True,
         wall_clock=lambda: EPOCH,
+        rng=SimpleNamespace(random=lambda: drawn),
         counts=Counter(),
         on_bad_record=lambda: None,
     )
     assert [encode_record(one) async for one in found] == [record]
-    assert stored == [here]
+    assert stored == [here] * leaves
