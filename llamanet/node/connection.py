@@ -1,13 +1,17 @@
 """One client's websocket: its requests come in, and what their engines answer goes out.
 
 Rules:
-- One task writes: after a step, the tokens of all generations in one piece (`cork.py`). A socket that does not drain
-  holds back its own generations only, and these are bounded by the engine.
+- One task writes: after a step, the tokens of all generations in one piece, which is one TLS record, one system call
+  and one wake-up of the reader. A socket that does not drain holds back its own generations only, and these are bounded
+  by the engine.
+- trio-websocket knows the protocol, and reads. Whole messages are framed here and written past it: through it, each
+  would be one more round of trio's scheduler, and after a pause of a step every round costs.
 - A request ends with its connection, or with its `Cancel`, within one engine step.
 - A request is answered by `Failed` with its id and the connection goes on; only what cannot be tied to one request
   ends the connection: `Failed` without id, then the close code.
 """
 
+import struct
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,7 +21,7 @@ from trio_websocket import WebSocketConnection
 
 from llamanet.errors import BadMessage, EngineBusy
 from llamanet.node.answer import Answer
-from llamanet.node.cork import Cork
+from llamanet.node.shared_stream import SharedStream
 from llamanet.node.sleeper import Sleeper
 from llamanet.wire.inference import (
     SUBPROTOCOL_JSON,
@@ -62,13 +66,26 @@ class _Close(Exception):
     reason: str
 
 
+def framed(message: bytes | str) -> bytes:
+    """A whole message in one frame, as servers send it. Source: RFC 6455, section 5.2."""
+    first, data = (0x81, message.encode()) if isinstance(message, str) else (0x82, message)
+    length = len(data)
+    if length < 126:
+        return bytes((first, length)) + data
+    if length < 2**16:
+        return struct.pack("!BBH", first, 126, length) + data
+    return struct.pack("!BBQ", first, 127, length) + data
+
+
 class Connection:
     """One client's websocket and its requests in flight."""
 
-    def __init__(self, endpoint: "Endpoint", websocket: WebSocketConnection, cork: Cork, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, endpoint: "Endpoint", websocket: WebSocketConnection, stream: SharedStream, nursery: trio.Nursery
+    ) -> None:
         self._endpoint = endpoint
         self._websocket = websocket
-        self._cork = cork
+        self._stream = stream
         self._as_json = websocket.subprotocol == SUBPROTOCOL_JSON
         self._nursery = nursery
         self._answers = 0
@@ -250,11 +267,12 @@ class Connection:
                 if generation.over and generation.request.id in self._generations:
                     del self._generations[generation.request.id]
                     over += 1
+            if self._websocket.closed is not None:
+                return  # What reads hears of it too, and ends the connection.
+            frames = b"".join(framed(encode_message(message, as_json=self._as_json)) for message in messages)
             # Only the end of the connection may interrupt a send: half a frame would garble those that follow.
             with trio.move_on_after(SEND_S) as sending:
-                async with self._cork.corked():
-                    for message in messages:
-                        await self._websocket.send_message(encode_message(message, as_json=self._as_json))
+                await self._stream.send_all(frames)
             if sending.cancelled_caught:
                 self.drop()
                 return

@@ -20,9 +20,9 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 from llamanet._version import __version__
 from llamanet.node.answer import Message
 from llamanet.node.connection import CLOSE_S, Connection
-from llamanet.node.cork import Cork
 from llamanet.node.engine import Engine
 from llamanet.node.rates import Rates
+from llamanet.node.shared_stream import SharedStream
 from llamanet.node.sleeper import Sleeper
 from llamanet.wire.inference import (
     MAX_MESSAGE_BYTES,
@@ -132,16 +132,16 @@ class Endpoint:
             try:
                 if self._tls is not None:
                     stream = await self._open_tls(stream, self._tls)
-                cork = Cork(stream)
+                shared = SharedStream(stream)
                 async with trio.open_nursery() as nursery:
                     request = await wrap_server_stream(
-                        nursery, cork, max_message_size=MAX_MESSAGE_BYTES, receive_buffer_size=RECEIVE_BYTES
+                        nursery, shared, max_message_size=MAX_MESSAGE_BYTES, receive_buffer_size=RECEIVE_BYTES
                     )
                     websocket = await _accept(request)
                     if websocket is not None and self._has_room():
                         handshake.deadline = math.inf
                         del self._handshakes[handshake]
-                        await self._serve_connection(Connection(self, websocket, cork, nursery))
+                        await self._serve_connection(Connection(self, websocket, shared, nursery))
                     # Without this the library's reader would go on until the peer closes its side.
                     nursery.cancel_scope.cancel()
             finally:
