@@ -37,7 +37,7 @@ class Bench:
 
     async def streams(self) -> list[Case]:
         """Tokens/s of many streams at once, from the first request to the last token."""
-        tokens, rounds = (24, 1) if self.quick else (128, 3)
+        tokens, rounds = (12, 1) if self.quick else (128, 3)
         rates: dict[tuple[str, int], list[float]] = {}
         for number in range(rounds):
             for count in STREAMS:
@@ -67,7 +67,7 @@ class Bench:
                 into.append(await server.ask(f"{self.random.randint(100, 999)} tales. Count: {number},", tokens))
 
         for _ in range(rounds):
-            longest = 24 if self.quick else 128
+            longest = 16 if self.quick else 128
             lengths = [[self.random.randint(4, longest) for _ in range(requests)] for _ in range(8)]
             for name, server in (("ours", self.ours), ("peer", self.peer)):
                 answers: list[Answer] = []
@@ -91,14 +91,13 @@ class Bench:
 
     async def shared_prefix(self) -> list[Case]:
         """TTFT of questions after one long system prompt, which the server knows already, and of unknown ones."""
-        cold_count, warm_count = (1, 4) if self.quick else (5, 20)
+        cold_count, warm_count, tokens = (1, 4, 300) if self.quick else (5, 20, SYSTEM_TOKENS)
         ttft: dict[tuple[str, str], list[float]] = {}
-        system = words(self.random, SYSTEM_TOKENS)
+        system = words(self.random, tokens)
         for name, server in (("ours", self.ours), ("peer", self.peer)):
-            for _ in range(cold_count):
-                answer = await server.ask(words(self.random, SYSTEM_TOKENS), 2)
+            for text in (*(words(self.random, tokens) for _ in range(cold_count - 1)), system):
+                answer = await server.ask(text, 2)
                 ttft.setdefault((name, "cold"), []).append(answer.ttft)
-            await server.ask(system, 2)
         for number in range(warm_count):
             for name, server in (("ours", self.ours), ("peer", self.peer)):
                 answer = await server.ask(
@@ -129,7 +128,7 @@ class Bench:
 
     async def burst(self) -> list[Case]:
         """Time until eight questions that come together, after one long new prompt, all have their first token."""
-        rounds, tokens, count = (1, 120, 8) if self.quick else (5, SYSTEM_TOKENS, 8)
+        rounds, tokens, count = (1, 80, 8) if self.quick else (5, SYSTEM_TOKENS, 8)
         seconds: dict[str, list[float]] = {"ours": [], "peer": []}
         for number in range(rounds):
             for name, server in (("ours", self.ours), ("peer", self.peer)):
@@ -176,7 +175,7 @@ class Bench:
 
     async def mixed(self) -> list[Case]:
         """Gaps between the tokens of four streams while long prompts arrive, and what all of them got together."""
-        stream_tokens, arrivals, rounds = (40, 2, 1) if self.quick else (160, 4, 3)
+        stream_tokens, arrivals, rounds, long = (30, 2, 1, 400) if self.quick else (160, 4, 3, LONG_TOKENS)
         gaps: dict[str, list[float]] = {"ours": [], "peer": []}
         rates: dict[str, list[float]] = {"ours": [], "peer": []}
         for _ in range(rounds):
@@ -194,7 +193,7 @@ class Bench:
                         nursery.start_soon(stream, server, streams, prompt, stream_tokens)
                     for _ in range(arrivals):
                         await trio.sleep(0.5)
-                        nursery.start_soon(stream, server, prompts, words(self.random, LONG_TOKENS), 4)
+                        nursery.start_soon(stream, server, prompts, words(self.random, long), 4)
                 seconds = time.perf_counter() - start
                 gaps[name] += [gap for answer in streams for gap in answer.gaps]
                 done = sum(answer.tokens for answer in (*streams, *prompts))
@@ -215,7 +214,7 @@ class Bench:
 
     async def short_requests(self) -> list[Case]:
         """What is left in the node after many short requests, a third of them cancelled at any moment."""
-        count = 45 if self.quick else 1000
+        count = 30 if self.quick else 1000
         limit = trio.CapacityLimiter(2 * SLOTS)
 
         async def one(number: int) -> None:

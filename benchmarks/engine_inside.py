@@ -167,7 +167,7 @@ async def agreement(path: Path, quick: bool) -> list[Case]:
 
 async def overhead(quick: bool) -> list[Case]:
     """Processor time of a node beside that of its model."""
-    tokens = 200 if quick else 2000
+    tokens = 100 if quick else 2000
     cases = []
     with scripted_node() as node:
         async with Swarm(f"127.0.0.1:{node.dht_port}") as swarm:

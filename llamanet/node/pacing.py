@@ -1,8 +1,8 @@
 """How many prompt tokens a step may hold, so that nobody waits long for the next token, or for a first one. Pure.
 
 Rules:
-- While anyone streams, a step is meant to stay under `target_s`; with prompts alone, under `ALONE` times that: so long
-  does a new request, or the cancelling of one, wait at most.
+- While anyone streams, a step is meant to stay under `target_s`. With prompts alone, one of them is meant to stay under
+  `ALONE` times that: so long does a new request, or the cancelling of that one, wait.
 - The number follows the steps that were measured: down at once, up to twice as many in a step. What a stream costs,
   and that later prompt tokens cost more than early ones, is in the measurement and needs no model.
 - From three quarters of a tile on, a step holds a whole one, which takes as long as 54 tokens do that fill none: so the
@@ -32,7 +32,7 @@ class Pace:
     _size: float = START
 
     def prompt_tokens(self, *, streaming: bool) -> int:
-        """Most prompt tokens for the next step."""
+        """Most prompt tokens for the next step; of each prompt, if nobody streams."""
         size = int(self._size)
         if not streaming:
             size = max(TILE, int(ALONE * self._size) // TILE * TILE)

@@ -5,7 +5,8 @@ Rules:
 - But streams that began elsewhere come first, for somebody sits before half a sentence: with every second slot at most
   while others wait, for any request may say that it is one.
 - A step holds at most `n_batch` tokens: first one token of each sequence that draws next, so that a long prompt never
-  stalls a stream; then prompt chunks, no more of them than the `Pace` allows.
+  stalls a stream; then prompt chunks, no more of them than the `Pace` allows: of all while anyone streams, otherwise of
+  each, so that short ones that come together are computed together.
 - The oldest prompt gets at least half of what there is for prompts, so that none starves. The other half goes to the
   prompts with the least to compute first, so that a short one does not wait for a long one. A tile is not halved: the
   oldest prompt gets it in every other step.
@@ -147,11 +148,11 @@ class Scheduler:
             else:
                 prompts.append((slot, sequence))
         streams = len(parts)
-        budget = min(self._n_batch - streams, self._pace.prompt_tokens(streaming=streams > 0))
-        if streams:
-            budget = max(0, budget - spent)
-        room = self._n_batch - streams - budget
-        for slot, sequence, size in self._shares(prompts, budget):
+        room = self._n_batch - streams
+        most = self._pace.prompt_tokens(streaming=streams > 0)
+        budget = min(room, max(0, most - spent)) if streams else room
+        room -= budget
+        for slot, sequence, size in self._shares(prompts, budget, most):
             # llama.cpp computes the first token of each sequence together, then what prompts have more: whole tiles.
             if streams and room and size % TILE == 0 and size < sequence.computable:
                 size, room = size + 1, room - 1
@@ -159,7 +160,10 @@ class Scheduler:
         # llama.cpp computes neighbouring sequences in one pass only if they stand in the batch in the order of slots.
         return Step(sorted(parts, key=lambda part: part[1].slot))
 
-    def _shares(self, prompts: list[tuple[int, Sequence]], budget: int) -> Iterator[tuple[int, Sequence, int]]:
+    def _shares(
+        self, prompts: list[tuple[int, Sequence]], budget: int, most: int
+    ) -> Iterator[tuple[int, Sequence, int]]:
+        """How many of `budget` tokens each prompt gets; none gets more than `most`."""
         if not prompts:
             return
         oldest_slot, oldest = prompts[0]
@@ -170,14 +174,14 @@ class Scheduler:
         elif budget >= TILE and others:
             self._oldest_had_tile = not self._oldest_had_tile
             reserved = budget if self._oldest_had_tile else 0
-        reserved = min(oldest.computable, reserved)
+        reserved = min(oldest.computable, most, reserved)
         left = budget - reserved
         for slot, sequence in others:
-            size = min(left, sequence.computable)
+            size = min(left, sequence.computable, most)
             left -= size
             if size:
                 yield slot, sequence, size
-        if size := min(reserved + left, oldest.computable):
+        if size := min(reserved + left, oldest.computable, most):
             yield oldest_slot, oldest, size
 
     def _next(self) -> Sequence | None:

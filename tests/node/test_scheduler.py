@@ -139,15 +139,17 @@ def prompts(scheduler: Scheduler, streams: int) -> list[int]:
 
 
 def test_prompts_take_turns_with_a_step_of_less_than_two_tiles() -> None:
-    # With streams, the first token of a prompt is computed with theirs, and what it has more fills the tile.
-    for streams, more in ((2, 1), (0, 0)):
-        scheduler = paced(TILE, streams=streams)
-        turns = [prompts(scheduler, streams) for _ in range(4)]
-        assert turns == [[TILE + more, 0, 0], [0, 0, TILE + more]] * 2
-        scheduler = paced(2 * TILE, streams=streams)
-        assert [prompts(scheduler, streams) for _ in range(2)] == [[TILE + more, 0, TILE + more]] * 2
-    assert prompts(paced(3 * TILE, streams=0), 0) == [2 * TILE, 0, TILE]
+    # The first token of a prompt is computed with those of the streams, and what it has more fills the tile.
+    scheduler = paced(TILE, streams=2)
+    assert [prompts(scheduler, 2) for _ in range(4)] == [[TILE + 1, 0, 0], [0, 0, TILE + 1]] * 2
+    scheduler = paced(2 * TILE, streams=2)
+    assert [prompts(scheduler, 2) for _ in range(2)] == [[TILE + 1, 0, TILE + 1]] * 2
     assert prompts(paced(32, streams=2), 2) == [16, 0, 16]
+
+
+def test_alone_each_prompt_gets_what_one_may_have() -> None:
+    assert prompts(paced(TILE, streams=0), 0) == [TILE, TILE, TILE]
+    assert prompts(paced(3 * TILE, streams=0), 0) == [3 * TILE, 512 - 2 * 3 * TILE, 3 * TILE]
 
 
 def test_a_short_prompt_leaves_the_rest_of_a_tile_to_the_next() -> None:
