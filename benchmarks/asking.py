@@ -100,9 +100,9 @@ class ScriptedNode:
 
 
 @contextlib.contextmanager
-def scripted_node() -> Iterator[ScriptedNode]:
-    """A node whose model draws from a list."""
-    command = [sys.executable, str(Path(__file__).with_name("scripted_node.py"))]
+def scripted_node(*peers: str) -> Iterator[ScriptedNode]:
+    """A node whose model draws from a list, in the swarm of `peers`."""
+    command = [sys.executable, str(Path(__file__).with_name("scripted_node.py")), *peers]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""

@@ -1,5 +1,7 @@
 """A node whose model draws from a list, for measuring everything else: prints its DHT port, and serves until killed.
 
+Its arguments are peers to join through.
+
 For each line on standard input it prints the processor time, in seconds, that went into the model so far: decoding
 burns 10 ms without the interpreter's lock, as llama.cpp would. A model that sleeps instead would leave a core idle, and
 the time it takes the kernel to wake one would be counted with what wakes it.
@@ -54,7 +56,7 @@ def _rounds_in(seconds: float) -> int:
 
 async def _serve() -> None:
     backend = BusyBackend(slots=SLOTS)
-    async with Swarm(host="127.0.0.1") as swarm:
+    async with Swarm(sys.argv[1:], host="127.0.0.1") as swarm:
         await swarm.serve(Model(name="script", digest=bytes(32), make_backend=lambda: backend))
         print(swarm.dht_port, flush=True)
         while await trio.to_thread.run_sync(sys.stdin.readline):

@@ -21,8 +21,9 @@ from llamanet.client.census import ModelView, NodeView
 from llamanet.client.client import Messages, SwarmClient
 from llamanet.client.decision import Considered, Decision, Policy, Strategy
 from llamanet.client.embedding import EmbeddingReply
-from llamanet.client.generation import Chunk, Hop, Reply, Stream
+from llamanet.client.generation import Stream
 from llamanet.client.join import local_addresses
+from llamanet.client.reply import Chunk, Hop, Reply
 from llamanet.client.statistics import Statistics
 from llamanet.client.strategy import STRATEGIES, check_strategy
 from llamanet.dht.membership import as_membership

@@ -13,7 +13,8 @@ from llamanet.cli.terminal import harmless
 from llamanet.errors import UserError
 
 if TYPE_CHECKING:
-    from llamanet.client.generation import Reply, Stream
+    from llamanet.client.generation import Stream
+    from llamanet.client.reply import Reply
 
 
 @click.command("ask")

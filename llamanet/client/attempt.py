@@ -14,7 +14,7 @@ from random import Random
 import attrs
 import trio
 
-from llamanet.client.connection import Answer, ConnectionPool, Exchange, Peer
+from llamanet.client.connection import Answer, ConnectionPool, Exchange, OnState, Peer
 from llamanet.client.directory import Directory
 from llamanet.client.hedge import HedgeBudget
 from llamanet.client.lobby import Lobby
@@ -98,8 +98,9 @@ class Attempt:
         self._gap = min(1 / rate, MAX_SILENCE_S) if rate > 0 else 0.0
         self._ended = False
         request = attrs.evolve(request, model=service.model, digest=facts.digest)
-        if isinstance(request, Generate):
-            request = attrs.evolve(request, live_state=CAPABILITY_LIVE_STATE in facts.capabilities)
+        on_state: OnState | None = None
+        if isinstance(request, Generate) and CAPABILITY_LIVE_STATE in facts.capabilities:
+            request, on_state = attrs.evolve(request, live_state=True), self._hear_state
         self._exchange: Exchange = access.pool.submit(
             Peer(
                 public_key=service.public_key,
@@ -109,7 +110,7 @@ class Attempt:
                 tls=facts.tls,
             ),
             request,
-            self._hear_state,
+            on_state,
         )
         access.peers.began(service.node_id, self.asked_at)
 
@@ -175,11 +176,15 @@ class Attempt:
             self.cached_tokens = answer.cached_tokens
             self.tool_format = answer.tool_format
 
-    def _hear_state(self, state: ModelState) -> None:
-        """What the node says of itself with an answer is as good as a probe."""
-        if state.name == self.candidate.service.model:
-            told = attrs.evolve(self.candidate, state=state, at=trio.current_time())
-            self._access.probed.told(told, self.asked_at)
+    def _hear_state(self, state: ModelState | None) -> None:
+        """What the node says of itself with an answer is as good as a probe; None: it takes no further requests."""
+        if state is None:
+            told = attrs.evolve(self.candidate, draining=True, at=trio.current_time())
+        elif state.name == self.candidate.service.model:
+            told = attrs.evolve(self.candidate, state=state, draining=False, at=trio.current_time())
+        else:
+            return
+        self._access.probed.told(told, self.asked_at)
 
     async def _check(self) -> None:
         """Raises `NodeFailed` if a silent node is dead, or hangs."""

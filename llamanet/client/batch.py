@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import attrs
 import trio
 
-from llamanet.client.generation import Hop, Reply
+from llamanet.client.reply import Hop, Reply
 from llamanet.errors import LlamaNetError
 from llamanet.wire.codec import from_map_untrusted, to_map
 from llamanet.wire.inference import Timings, TokenLogprobs, Usage

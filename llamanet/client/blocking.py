@@ -25,8 +25,9 @@ from llamanet.client.census import ModelView, NodeView
 from llamanet.client.client import Messages, SwarmClient
 from llamanet.client.decision import Decision, Strategy
 from llamanet.client.embedding import EmbeddingReply
-from llamanet.client.generation import Chunk, Hop, Reply, Stream
+from llamanet.client.generation import Stream
 from llamanet.client.join import local_addresses
+from llamanet.client.reply import Chunk, Hop, Reply
 from llamanet.client.strategy import STRATEGIES, check_strategy
 from llamanet.dht.membership import as_membership
 from llamanet.dht.service import Dht, DhtConfig, serve_dht

@@ -9,14 +9,16 @@ Rules:
 """
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 
 import attrs
 import trio
 
 from llamanet.client.attempt import Access
+from llamanet.client.reply import BUSY, Hop
 from llamanet.client.selection import Wishes
-from llamanet.errors import SwarmBusy
+from llamanet.errors import NoNodeServes, SwarmBusy
+from llamanet.wire.identity import PublicKey
 
 WAIT_S = 10.0
 """How long a request waits while all nodes are busy, unless it says otherwise."""
@@ -51,6 +53,15 @@ class Budget:
     def is_spent(self, failures: int) -> bool:
         """Whether a request that failed so often may not be tried again."""
         return self.tries is not None and failures >= self.tries
+
+
+def out_of_tries(
+    model: str | None, failures: Mapping[PublicKey, int], hops: Iterable[Hop], budget: Budget
+) -> NoNodeServes:
+    """The error of a request that failed as often as it may."""
+    reasons = (f"{hop.node_id}: {hop.reason}" for hop in hops if hop.reason != BUSY)
+    served = () if model is None else (model,)
+    return NoNodeServes(model, len(failures), served, (*reasons, f"tries={budget.tries} was given"))
 
 
 class Place:

@@ -10,7 +10,7 @@ The policy is in `client/router.py`; here it meets the network. Rules:
 - Why each node was passed over is remembered, for the error that names them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -212,3 +212,7 @@ class Choice:
             ),
         )
         return candidate
+
+
+MakeChoice = Callable[[Wishes, int, Mapping[PublicKey, int], int], Choice]
+"""From wishes, the prompt's tokens, each node's failures and how many it may have to where the request may go."""

@@ -20,12 +20,13 @@ from llamanet.client.budget import WAIT_S, Budget
 from llamanet.client.census import ModelView, NodeView, list_invited, list_models, list_nodes
 from llamanet.client.choice import Choice
 from llamanet.client.connection import ConnectionPool, OpenStream
-from llamanet.client.decision import Strategy
+from llamanet.client.decision import OnChoice, Strategy
 from llamanet.client.directory import Directory
 from llamanet.client.embedding import Embedder, EmbeddingReply, make_batches
-from llamanet.client.generation import OnChoice, Reply, Stream
+from llamanet.client.generation import Stream
 from llamanet.client.hedge import HedgeBudget
 from llamanet.client.lobby import Lobby
+from llamanet.client.reply import Reply
 from llamanet.client.router import Question, Router
 from llamanet.client.selection import Wishes
 from llamanet.client.statistics import Statistics

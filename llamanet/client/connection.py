@@ -60,8 +60,8 @@ MAX_AHEAD = 65_536
 """Token ids and characters that may wait for the reader of one request."""
 
 Answer = Accepted | Tokens | Embeddings | Finished | Failed
-OnState = Callable[[ModelState], object]
-"""Takes what the node says of its load beside an answer, when that arrives, however late its reader comes."""
+OnState = Callable[[ModelState | None], object]
+"""Takes what the node says of its load with `Accepted` and `Finished`, when they arrive, however late they are read."""
 OpenStream = Callable[[str, int], Awaitable[trio.abc.Stream]]
 """Opens a byte stream to a host and a TCP port. Raises `OSError`."""
 
@@ -168,7 +168,7 @@ class Exchange:
         self._news.unpark_all()
 
     def _hear(self, state: ModelState | None) -> None:
-        if state is not None and self._on_state is not None:
+        if self._on_state is not None:
             self._on_state(state)
 
     def _take(self) -> Answer:

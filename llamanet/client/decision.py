@@ -79,6 +79,10 @@ class Decision:
         return "\n".join((head, *lines))
 
 
+OnChoice = Callable[[Decision], object]
+"""Is told why each node is asked, just before it is."""
+
+
 def considered(
     candidate: Candidate, peers: PeerMemory, prompt_tokens: int, cached_tokens: int, now: float, verdict: str
 ) -> Considered:

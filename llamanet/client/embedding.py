@@ -17,9 +17,9 @@ import attrs
 import trio
 
 from llamanet.client.attempt import Access, Attempt
-from llamanet.client.budget import BUSY_PAUSE_S, Budget, Place
-from llamanet.client.choice import Choice
-from llamanet.client.generation import BUSY, MAX_HOPS, Hop, MakeChoice, out_of_tries
+from llamanet.client.budget import BUSY_PAUSE_S, Budget, Place, out_of_tries
+from llamanet.client.choice import Choice, MakeChoice
+from llamanet.client.reply import BUSY, MAX_HOPS, Hop
 from llamanet.client.selection import Candidate, Wishes, tokens_in
 from llamanet.errors import BadMessage, NodeFailed, RequestRefused, SwarmBusy
 from llamanet.wire.codec import from_map_untrusted

@@ -14,21 +14,20 @@ Rules:
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
 
 import attrs
 import trio
 
 from llamanet.client.affinity import request_texts
 from llamanet.client.attempt import Access, Attempt
-from llamanet.client.budget import BUSY_PAUSE_S, JITTER, Budget, Place
-from llamanet.client.choice import Choice
+from llamanet.client.budget import BUSY_PAUSE_S, JITTER, Budget, Place, out_of_tries
+from llamanet.client.choice import Choice, MakeChoice
 from llamanet.client.connection import Answer
-from llamanet.client.decision import Decision
+from llamanet.client.decision import Decision, OnChoice
+from llamanet.client.reply import BUSY, MAX_CHOICES, MAX_HOPS, Chunk, Hop, Reply
 from llamanet.client.selection import Wishes, tokens_in
-from llamanet.client.tool_calls import CallReader, Parsed, ToolCallDelta
-from llamanet.errors import DeadlineExceeded, LlamaNetError, NodeFailed, NoNodeServes, RequestRefused, SwarmBusy
+from llamanet.client.transcript import Transcript
+from llamanet.errors import DeadlineExceeded, LlamaNetError, NodeFailed, RequestRefused, SwarmBusy
 from llamanet.wire.identity import PublicKey
 from llamanet.wire.inference import (
     CAPABILITY_TEXT_RESUME,
@@ -36,94 +35,9 @@ from llamanet.wire.inference import (
     Failed,
     Finished,
     Generate,
-    Timings,
-    TokenLogprobs,
     Tokens,
     Usage,
 )
-from llamanet.wire.tools import FORMATS, ToolCall
-
-MAX_CHOICES = 16
-MAX_HOPS = 64
-
-MakeChoice = Callable[[Wishes, int, Mapping[PublicKey, int], int], Choice]
-"""From wishes, the prompt's tokens, each node's failures and how many it may have to where the request may go."""
-OnChoice = Callable[[Decision], object]
-"""Is told why each node is asked, just before it is."""
-
-
-@attrs.frozen
-class Chunk:
-    """The next tokens of a stream, and the text that they complete.
-
-    `text` may be empty while a character, a possible stop string or a possible call is half done. What was held back
-    for a call that did not come is in a last chunk without tokens.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    """One for each id, if the request asks for them."""
-    tool_calls: tuple[ToolCallDelta, ...] = ()
-    """What came of calls of the request's tools."""
-
-
-BUSY = "busy"
-"""The reason of a hop from a node whose queue was full; all others are faults."""
-
-
-class Hop(NamedTuple):
-    """A node that a request left, and why."""
-
-    node_id: str
-    reason: str
-
-
-@attrs.frozen(kw_only=True)
-class Reply:
-    """A whole generation."""
-
-    text: str
-    """Without the calls in it, if the request has tools."""
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...]
-    """One for each id, if the request asks for them."""
-    model: str
-    node_id: str
-    """The label of the node that finished it."""
-    finish_reason: str
-    """`stop`, `tool_calls`, `length`, or `context` (the node's was full)."""
-    usage: Usage
-    timings: Timings
-    """Where the node that finished it spent its time."""
-    ttft: float | None
-    """Seconds until the first token, finding a node included; None if there is no token."""
-    tokens_per_second: float
-    """From the first token on."""
-    generation_time: float
-    """Seconds from the request to its last token."""
-    hops: tuple[Hop, ...]
-    """The nodes that it left, the last `MAX_HOPS` of them."""
-    digests: tuple[str, ...] = ()
-    """SHA-256 of the model file, in hexadecimal; of each file in turn, if `any_version` let there be several."""
-    choices: tuple[Decision, ...] = ()
-    """Why each node was asked, the last `MAX_CHOICES` of them."""
-    tool_calls: tuple[ToolCall, ...] = ()
-    """The calls of the request's tools. Unless it ended with `tool_calls`, the last may be cut off."""
-
-    @property
-    def tokens_generated(self) -> int:
-        """As `usage.completion_tokens`."""
-        return self.usage.completion_tokens
-
-
-def out_of_tries(
-    model: str | None, failures: Mapping[PublicKey, int], hops: Iterable[Hop], budget: Budget
-) -> NoNodeServes:
-    """The error of a request that failed as often as it may."""
-    reasons = (f"{hop.node_id}: {hop.reason}" for hop in hops if hop.reason != BUSY)
-    served = () if model is None else (model,)
-    return NoNodeServes(model, len(failures), served, (*reasons, f"tries={budget.tries} was given"))
 
 
 class Stream:
@@ -142,8 +56,6 @@ class Stream:
         on_choice: OnChoice | None = None,
     ) -> None:
         """Made by `SwarmClient.open`; `request` has its seed."""
-        self.token_ids: list[int] = []
-        """All ids so far."""
         self.node_id: str | None = None
         """The label of the node that answers, or answered last; None before the first is asked."""
         self.model = request.model
@@ -152,11 +64,6 @@ class Stream:
         """SHA-256 of the model files that answered, in hexadecimal."""
         self.choices: tuple[Decision, ...] = ()
         """Why each node was asked, the last `MAX_CHOICES` of them."""
-        self.finish_reason: str | None = None
-        """`stop`, `tool_calls`, `length`, or `context` (the node's was full); None before the end."""
-        self.usage: Usage | None = None
-        self.ttft: float | None = None
-        """Seconds from the beginning to the first token, finding a node included."""
         self._access = access
         self._make_choice = make_choice
         self._request = request
@@ -166,12 +73,6 @@ class Stream:
         self._place = Place(access, wishes, budget)
         self._on_choice = on_choice
         self._hops: deque[Hop] = deque(maxlen=MAX_HOPS)
-        self._texts: list[str] = []
-        self._said: list[str] = []
-        """As nodes wrote it: with the calls of tools, which `_texts` lacks."""
-        self._logprobs: list[TokenLogprobs] = []
-        self._tool_format: str | None = None
-        self._calls: CallReader | None = None
         self._failures: dict[PublicKey, int] = {}
         self._failed = 0
         """How often a node failed."""
@@ -182,10 +83,9 @@ class Stream:
         self._hedged = not may_hedge
         self._won: tuple[Attempt, Answer] | None = None
         """What the first of two nodes said."""
-        self._started_at = self._first_at = self._last_at = trio.current_time()
-        self._deadline = self._started_at + budget.timeout
-        self._cached_tokens: int | None = None
-        self._timings = Timings()
+        now = trio.current_time()
+        self._deadline = now + budget.timeout
+        self._transcript = Transcript(request, now)
         self._too_long: RequestRefused | None = None
 
     @property
@@ -199,10 +99,29 @@ class Stream:
         return self._attempt.accepted_at if self._attempt else None
 
     @property
+    def token_ids(self) -> list[int]:
+        """All ids so far."""
+        return self._transcript.token_ids
+
+    @property
+    def finish_reason(self) -> str | None:
+        """`stop`, `tool_calls`, `length`, or `context` (the node's was full); None before the end."""
+        return self._transcript.finish_reason
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens counted; None before the end."""
+        return self._transcript.usage
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds from the beginning to the first token, finding a node included."""
+        return self._transcript.ttft
+
+    @property
     def tokens_per_second(self) -> float:
         """Tokens after the first one, by the time since it; 0.0 while there are none."""
-        elapsed = self._last_at - self._first_at
-        return (len(self.token_ids) - 1) / elapsed if elapsed > 0 else 0.0
+        return self._transcript.tokens_per_second
 
     def __aiter__(self) -> "Stream":
         """The stream itself; it can be read once."""
@@ -237,24 +156,25 @@ class Stream:
 
     def reply(self) -> Reply:
         """The whole generation, once the stream is exhausted. Raises `ValueError` before."""
-        if self.finish_reason is None or self.usage is None:
+        said = self._transcript
+        if said.finish_reason is None or said.usage is None:
             raise ValueError("the stream is not exhausted")
         return Reply(
-            text="".join(self._texts),
-            token_ids=tuple(self.token_ids),
-            logprobs=tuple(self._logprobs),
+            text=said.text,
+            token_ids=tuple(said.token_ids),
+            logprobs=tuple(said.logprobs),
             model=self.model or "",
             node_id=self.node_id or "",
-            finish_reason=self.finish_reason,
-            usage=self.usage,
-            timings=self._timings,
-            ttft=self.ttft,
-            tokens_per_second=self.tokens_per_second,
-            generation_time=self._last_at - self._started_at,
+            finish_reason=said.finish_reason,
+            usage=said.usage,
+            timings=said.timings,
+            ttft=said.ttft,
+            tokens_per_second=said.tokens_per_second,
+            generation_time=said.elapsed,
             hops=self.hops,
             digests=self.digests,
             choices=self.choices,
-            tool_calls=self._calls.calls if self._calls else (),
+            tool_calls=said.tool_calls,
         )
 
     def close(self) -> None:
@@ -302,7 +222,7 @@ class Stream:
                 self._on_choice(choice.decision)
         by_text = self.token_ids and CAPABILITY_TEXT_RESUME in candidate.service.facts.capabilities
         request = attrs.evolve(
-            self._request, resume=tuple(self.token_ids), resume_text="".join(self._said) if by_text else None
+            self._request, resume=tuple(self.token_ids), resume_text=self._transcript.said if by_text else None
         )
         return Attempt(self._access, candidate, request, self._prompt_tokens())
 
@@ -421,34 +341,18 @@ class Stream:
         if isinstance(answer, Accepted):
             self._place.taken()
         elif isinstance(answer, Finished):
-            if answer.usage.completion_tokens != len(self.token_ids):
-                counted = answer.usage.completion_tokens
-                raise NodeFailed(attempt.label, f"it counts {counted} tokens where {len(self.token_ids)} came")
-            cached = attempt.cached_tokens if self._cached_tokens is None else self._cached_tokens
-            self.usage = attrs.evolve(answer.usage, cached_tokens=cached)
-            self._timings = answer.timings
-            self.finish_reason = answer.reason
+            rest = self._transcript.finish(answer, attempt)
             self.close()
-            return self._finish_calls(self._calls) if self._calls else None
+            return rest
         elif isinstance(answer, Failed):
             self._take_failure(answer, attempt)
         return None
 
     def _take_tokens(self, tokens: Tokens, attempt: Attempt) -> Chunk:
-        most = self._request.sampling.max_tokens
-        if most is not None and len(self.token_ids) + len(tokens.token_ids) > most:
-            raise NodeFailed(attempt.label, f"it sends more than max_tokens {most}")
-        told = tuple(chance.token for chance in tokens.logprobs) if tokens.logprobs else ()
-        if told != (() if self._request.sampling.logprobs is None else tokens.token_ids):
-            raise NodeFailed(attempt.label, "its log-probabilities do not belong to its tokens")
-        calls = self._calls_by(attempt)
-        self._last_at = now = attempt.heard_at
-        if self.ttft is None:
-            self.ttft = now - self._started_at
-            self._first_at = now
-            self._cached_tokens = attempt.cached_tokens
-            if self._choice is not None:
-                self._choice.spoke(attempt.candidate)
+        first = self.ttft is None
+        chunk = self._transcript.take(tokens, attempt)
+        if first and self._choice is not None:
+            self._choice.spoke(attempt.candidate)
         service = attempt.candidate.service
         if service.facts.digest not in (self._wishes.digest, self._wishes.preferred) or self._wishes.model is None:
             file = service.facts.digest
@@ -464,30 +368,7 @@ class Stream:
         if CAPABILITY_TEXT_RESUME in service.facts.capabilities and CAPABILITY_TEXT_RESUME not in needed:
             # Its ids are worth nothing to a node that has the model itself.
             self._wishes = attrs.evolve(self._wishes, capabilities=(*needed, CAPABILITY_TEXT_RESUME))
-        self.token_ids += tokens.token_ids
-        self._said.append(tokens.text)
-        self._logprobs += tokens.logprobs
-        text, deltas = calls.feed(tokens.text) if calls else Parsed(tokens.text)
-        self._texts.append(text)
-        return Chunk(text, tokens.token_ids, tokens.logprobs, deltas)
-
-    def _calls_by(self, attempt: Attempt) -> CallReader | None:
-        """What reads the calls out of a node's text, if there may be any. Raises `NodeFailed`."""
-        if not self._request.tools:
-            return None
-        if self._calls is None and (form := FORMATS.get(attempt.tool_format or "")):
-            self._calls, self._tool_format = CallReader(form), attempt.tool_format
-        if self._calls is None or attempt.tool_format != self._tool_format:
-            expected = self._tool_format or ", ".join(FORMATS)
-            raise NodeFailed(attempt.label, f"it writes calls as {attempt.tool_format!r}, and not as {expected}")
-        return self._calls
-
-    def _finish_calls(self, calls: CallReader) -> Chunk | None:
-        text = calls.finish().text
-        self._texts.append(text)
-        if self.finish_reason == "stop" and calls.whole:
-            self.finish_reason = "tool_calls"
-        return Chunk(text, ()) if text else None
+        return chunk
 
     def _take_failure(self, failed: Failed, attempt: Attempt) -> None:
         if failed.code == "bad_request" and not self.token_ids:

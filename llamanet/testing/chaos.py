@@ -1,5 +1,7 @@
 """Many streams while nodes die, freeze, hang, lag, drain and garble: does each end exact, or in a typed error?
 
+A part of them is asked for in batches (`SwarmClient.map`), some of which are broken off.
+
 Everything is the real thing but model, network and clock; run it under trio's autojump clock:
 
     async def test_chaos(autojump_clock):
@@ -8,11 +10,13 @@ Everything is the real thing but model, network and clock; run it under trio's a
 """
 
 from random import Random
+from typing import Any
 
 import attrs
 import trio
 
 from llamanet.client.client import SwarmClient
+from llamanet.client.reply import Reply
 from llamanet.errors import LlamaNetError
 from llamanet.testing.backend import scripted_logprobs, scripted_text, scripted_tokens
 from llamanet.testing.cluster import Cluster, ClusterNode
@@ -32,6 +36,9 @@ SETTLED_S = 200.0
 """After it nothing of a stream may be left: idle connections are closed, dead ones noticed."""
 CANCELLED = 0.05
 """The share of streams that their callers give up."""
+BATCH = 10
+BATCHED = 0.2
+"""The share of streams that are asked for in batches of `BATCH`; every third batch is broken off in its middle."""
 
 
 @attrs.define
@@ -40,6 +47,8 @@ class Outcome:
 
     exact: int = 0
     cancelled: int = 0
+    batched: int = 0
+    """Of the exact ones, those of batches."""
     errors: list[LlamaNetError] = attrs.field(factory=list)
     wrong: list[str] = attrs.field(factory=list)
     """Streams with a token or a character too many, too few, or another one."""
@@ -145,7 +154,9 @@ async def run_chaos(*, seed: int, streams: int) -> Outcome:
         async with trio.open_nursery() as striking:
             striking.start_soon(disasters.run)
             async with trio.open_nursery() as asking:
-                for number in range(streams):
+                batched = int(BATCHED * streams) // BATCH * BATCH
+                asking.start_soon(_check_batches, client, batched, rng.randint(*TOKENS), outcome)
+                for number in range(batched, streams):
                     patience = rng.uniform(0, 1) if rng.random() < CANCELLED else float("inf")
                     asking.start_soon(one, number, rng.randint(*TOKENS), patience)
             striking.cancel_scope.cancel()
@@ -165,42 +176,85 @@ async def run_chaos(*, seed: int, streams: int) -> Outcome:
     return outcome
 
 
-async def _check_stream(client: SwarmClient, number: int, count: int, outcome: Outcome) -> None:
-    """Every third stream has log-probabilities, every fifth a stop string, every seventh a grammar."""
-    prompt = f"prompt {number}"
+@attrs.frozen
+class _Question:
+    """A prompt, how it is asked, and what is to come of it."""
+
+    prompt: str
+    options: dict[str, Any]
+    token_ids: list[int]
+    text: str
+    finish_reason: str
+
+    def judge(self, reply: Reply, outcome: Outcome) -> bool:
+        """Count a reply; whether it is exact."""
+        for hop in reply.hops:
+            outcome.hops[hop.reason] = outcome.hops.get(hop.reason, 0) + 1
+        asked = self.options["logprobs"]
+        chances = [] if asked is None else [scripted_logprobs(token, asked) for token in self.token_ids]
+        exact = (
+            list(reply.token_ids) == self.token_ids
+            and (reply.text, reply.finish_reason) == (self.text, self.finish_reason)
+            and (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (2, len(self.token_ids))
+            and list(reply.logprobs) == chances
+        )
+        if exact:
+            outcome.exact += 1
+        else:
+            outcome.wrong.append(f"{self.prompt}: {reply}")
+        return exact
+
+
+def _question(name: str, number: int, count: int, *, may_stop: bool) -> _Question:
+    """Every third has log-probabilities, every fifth a stop string if it `may_stop`, every seventh a grammar."""
+    prompt = f"prompt {name}"
     expected = scripted_tokens(prompt, count, seed=number, temperature=0.7)
-    text, reason = scripted_text(expected), "length"
-    logprobs = None if number % 3 else LOGPROBS
-    stop = None if number % 5 else text.split()[len(text.split()) // 2]
-    grammar = None if number % 7 else 'root ::= "any"'
-    if stop:
+    text, reason, stop = scripted_text(expected), "length", None
+    if may_stop and not number % 5:
+        stop = text.split()[len(text.split()) // 2]
         # The stream ends with the token that completes the string, and the text before it.
         ends = next(end for end in range(1, count + 1) if stop in scripted_text(expected[:end]))
         expected, text, reason = expected[:ends], text[: text.index(stop)], "stop"
+    options = {
+        "model": "alpha",
+        "max_tokens": count,
+        "temperature": 0.7,
+        "seed": number,
+        "stop": stop,
+        "logprobs": None if number % 3 else LOGPROBS,
+        "grammar": None if number % 7 else 'root ::= "any"',
+        "wait": 60,
+    }
+    return _Question(prompt, options, expected, text, reason)
+
+
+async def _check_stream(client: SwarmClient, number: int, count: int, outcome: Outcome) -> None:
+    question = _question(str(number), number, count, may_stop=True)
     try:
-        reply = await client.generate(
-            prompt,
-            model="alpha",
-            max_tokens=count,
-            temperature=0.7,
-            seed=number,
-            stop=stop,
-            logprobs=logprobs,
-            grammar=grammar,
-            wait=60,
-        )
+        reply = await client.generate(question.prompt, **question.options)
     except LlamaNetError as error:
         outcome.errors.append(error)
-        return
-    for hop in reply.hops:
-        outcome.hops[hop.reason] = outcome.hops.get(hop.reason, 0) + 1
-    chances = [] if logprobs is None else [scripted_logprobs(token, LOGPROBS) for token in expected]
-    if (
-        list(reply.token_ids) == expected
-        and (reply.text, reply.finish_reason) == (text, reason)
-        and (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (2, len(expected))
-        and list(reply.logprobs) == chances
-    ):
-        outcome.exact += 1
     else:
-        outcome.wrong.append(f"{prompt}: {reply}")
+        question.judge(reply, outcome)
+
+
+async def _check_batches(client: SwarmClient, streams: int, count: int, outcome: Outcome) -> None:
+    """One batch after the other, in order and as they come by turns."""
+    for number in range(streams // BATCH):
+        questions = [_question(f"{number}.{place}", number, count, may_stop=False) for place in range(BATCH)]
+        left, ordered = BATCH // 2 if number % 3 == 0 else BATCH, number % 2 == 0
+        came = []
+        prompts = [question.prompt for question in questions]
+        async with client.map(prompts, concurrency=BATCH // 2, ordered=ordered, **questions[0].options) as results:
+            async for result in results:
+                came.append(result.index)
+                left -= 1
+                if result.error is not None:
+                    outcome.errors.append(result.error)
+                elif result.reply is not None:
+                    outcome.batched += questions[result.index].judge(result.reply, outcome)
+                if not left:
+                    break
+        outcome.cancelled += BATCH - len(came)
+        if came != list(range(len(came))) and (ordered or len(set(came)) < len(came)):
+            outcome.wrong.append(f"batch {number}: results {came}")

@@ -21,12 +21,13 @@ def expected(prompt, count=5):
     return scripted_text(scripted_tokens(prompt, count))
 
 
+def work_of(node):
+    states = [engine.state() for engine in node.host.endpoint.engines.values()]
+    return sum(state.running + state.waiting for state in states)
+
+
 def load(cluster):
-    return sum(
-        engine.state().running + engine.state().waiting
-        for node in cluster.nodes.values()
-        for engine in node.host.endpoint.engines.values()
-    )
+    return sum(map(work_of, cluster.nodes.values()))
 
 
 async def collect(client, prompts, **options):
@@ -135,6 +136,27 @@ async def test_a_broken_off_batch_goes_on_from_its_journal(real_cluster, tmp_pat
     assert written() == 31
     await collect(client, prompts, journal=path, max_tokens=3)
     assert written() == 61
+
+
+async def test_a_batch_that_loses_nodes_and_is_broken_off_goes_on_from_its_journal(real_cluster, tmp_path):
+    client = await real_cluster.start_client()
+    prompts = [f"prompt {number}" for number in range(40)]
+    path = tmp_path / "batch.jsonl"
+    options = {"journal": path, "max_tokens": 20}
+    hops = set()
+    async with client.map(prompts, **(OPTIONS | options), concurrency=8, ordered=False) as results:
+        for taken in range(1, 25):
+            hops |= set((await results.receive()).reply.hops)
+            if taken in (5, 15):
+                # The one that computes most, in the middle of it.
+                real_cluster.kill(max(real_cluster.nodes, key=lambda label: work_of(real_cluster.nodes[label])))
+    done = len(path.read_bytes().splitlines())
+    assert 24 <= done < 40
+    assert hops
+    asked = []
+    results = await collect(client, prompts, **options, on_choice=asked.append)
+    assert [result.text for result in results] == [expected(prompt, 20) for prompt in prompts]
+    assert len(asked) == 40 - done
 
 
 async def test_a_journal_knows_prompts_wherever_they_are_and_how_often(real_cluster, tmp_path):

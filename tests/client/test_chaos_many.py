@@ -14,4 +14,5 @@ async def test_every_stream_ends_exact_or_in_a_typed_error(autojump_clock, seed)
     assert all(isinstance(error, NoNodeServes | SwarmBusy) for error in outcome.errors)
     assert outcome.exact + len(outcome.errors) + outcome.cancelled == 150
     assert outcome.exact >= 135
+    assert outcome.batched >= 15
     assert outcome.hops

@@ -244,6 +244,23 @@ async def test_a_node_that_does_not_know_the_live_state_is_not_asked_for_it(auto
     assert told.at < trio.current_time() - 0.1
 
 
+async def test_who_tells_no_state_any_more_takes_no_further_requests(autojump_clock, nursery):
+    cluster = Cluster(nursery)
+    await cluster.start_nodes(2, step_time=0.05)
+    client = await cluster.start_client()
+    async with client.stream("hello", max_tokens=9, **GREEDY) as stream:
+        async for _ in stream:
+            cluster.nodes[stream.node_id].host.drain()
+    pool = client._router.pool.candidates(trio.current_time())
+    assert {told.service.facts.label: told.draining for told in pool}[stream.node_id]
+    # Though it is not probed again, for the client owes probes.
+    client._access.probes.spend(MOST_OWED)
+    for number in range(4):
+        reply = await ask(client, f"prompt {number}")
+        assert reply.node_id != stream.node_id
+        assert reply.hops == ()
+
+
 async def test_three_probes_a_request_also_with_wishes_hedges_and_silent_nodes(autojump_clock, nursery, monkeypatch):
     cluster = Cluster(nursery)
     for number in range(12):
