@@ -47,8 +47,8 @@ class _Candidate:
     """An id, and the addresses told for it: a lie about one address must not hide the honest one."""
 
     distance: int
-    places: list[Contact]
-    tellers: set[NodeId | None]
+    places: tuple[Contact, ...]
+    tellers: frozenset[NodeId | None]
     """Who told of it; None if we knew it."""
     place: int = 0
     state: _State = _State.NEW
@@ -58,8 +58,8 @@ class _Candidate:
         return self.places[self.place]
 
     def add_place(self, contact: Contact, teller: NodeId | None) -> None:
-        self.tellers.add(teller)
-        self.places.append(contact)
+        self.tellers |= {teller}
+        self.places += (contact,)
         if self.state is _State.OVERDUE:
             self.try_next_place()
 
@@ -69,6 +69,7 @@ class _Candidate:
             self.state = _State.NEW
 
 
+_OURS: frozenset[NodeId | None] = frozenset({None})
 _distance_of = operator.attrgetter("distance")
 
 
@@ -178,7 +179,7 @@ class Lookup:
         self._near = near
         for seed in seeds:
             if seed.node_id != own_id:
-                self._by_id[seed.node_id] = _Candidate(seed.number ^ self._number, [seed], {None})
+                self._by_id[seed.node_id] = _Candidate(seed.number ^ self._number, (seed,), _OURS)
         candidates = sorted(self._by_id.values(), key=_distance_of)
         self._paths = [_Path(count, alpha) for _ in range(max(1, min(paths, len(candidates))))]
         for number, path in enumerate(self._paths):
@@ -245,13 +246,14 @@ class Lookup:
 
     def _tell(self, path: _Path, contacts: Iterable[Contact], teller: NodeId) -> None:
         """`path` hears of `contacts` from `teller`."""
+        told_by = frozenset({teller})
         for contact in contacts:
             if contact.node_id == self._own_id:
                 continue
             candidate = self._by_id.get(contact.node_id)
             if candidate is None:
                 candidate = self._by_id[contact.node_id] = _Candidate(
-                    contact.number ^ self._number, [contact], {teller}
+                    contact.number ^ self._number, (contact,), told_by
                 )
                 path.hear(candidate)
             else:
