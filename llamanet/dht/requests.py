@@ -52,7 +52,8 @@ FIRST_RTO_S = 1.0
 """Before anybody was measured (RFC 6298, 2.1)."""
 LATE_S = 5.0
 MAX_UNDER_WAY = 4096
-MEASURED_PEERS = 256
+MEASURED_PEERS = 128
+"""As many as the table of a swarm of thousands has contacts; each takes 200 bytes, and an idle node has little else."""
 FIND_PAYLOAD_BYTES = 320
 """A FIND request is padded to a datagram of 400 bytes, so that a full one answers it at three times its size.
 
