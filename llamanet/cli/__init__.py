@@ -42,6 +42,22 @@ COMMANDS = {
 """Each is `command` in the module of its name."""
 
 
+MEANT = {
+    "serve": "node",
+    "run": "chat",
+    "list": "models --local",
+    "ls": "models --local",
+    "ps": "control status",
+    "status": "control status",
+    "load": "control load",
+    "unload": "control unload",
+    "stop": "control drain",
+    "help": "--help",
+    "version": "--version",
+}
+"""What other programs, or one's memory, call a command."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands are known by name and summary, and imported only to be run."""
 
@@ -60,6 +76,17 @@ class LazyGroup(click.Group):
                 if isinstance(option, click.Option):
                     option.show_envvar = True
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant; of one that is not there, what may be meant is told."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            if name in MEANT:
+                raise click.UsageError(f"No such command {name!r}. Did you mean: llamanet {MEANT[name]}?", ctx)
+            raise click.NoSuchCommand(name, possibilities=COMMANDS, ctx=ctx)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that is meant; an error about a setting tells where that stands."""
@@ -101,14 +128,17 @@ class Stopped(LlamaNetError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line (default: `sys.argv`) and exit with its status."""
+    _open_what_is_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A model may say what the terminal's encoding cannot: better a question mark than no answer.
         sys.stdout.reconfigure(errors="replace")
-    lost_output = False
     try:
         # What a command that ran to its end has to say by its status: that of `click.exceptions.Exit`.
         status = cli.main(arguments, prog_name="llamanet", standalone_mode=False) or 0
         sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        status = error.exit_code
     except click.ClickException as error:
         status = _say(_one_line(error), error.exit_code)
     except Stopped as stopped:
@@ -116,17 +146,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         status = 128 + signal.SIGPIPE
     except OSError as error:
-        status, lost_output = _say(f"cannot write the output ({error})", 1), True
+        status = _say(f"cannot write the output ({error})", 1)
     except (click.Abort, KeyboardInterrupt):
         status = 128 + signal.SIGINT
     except (UserError, RequestRefused) as error:
         status = _say(str(error), 2)
     except LlamaNetError as error:
         status = _say(str(error), 1)
-    if lost_output or status == 128 + signal.SIGPIPE:
+    try:
+        sys.stdout.flush()
+    except OSError:
         # Without this, Python would fail once more when it flushes what is left at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def _open_what_is_closed() -> None:
+    """Put the null device in place of standard streams that whoever started the command has closed.
+
+    Otherwise a socket gets such a number, and what is printed goes there.
+    """
+    descriptor = -1
+    while descriptor <= 2:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 def _one_line(error: click.ClickException) -> str:

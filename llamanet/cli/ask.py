@@ -1,5 +1,6 @@
 """`llamanet ask`: one question to the swarm. The text streams to standard output, all else goes to standard error."""
 
+import contextlib
 import signal
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
@@ -8,7 +9,7 @@ import click
 
 from llamanet.cli import Stopped
 from llamanet.cli.logs import set_up_logging
-from llamanet.cli.options import STRATEGY, log_settings, setting, swarm_settings, with_local_node
+from llamanet.cli.options import STRATEGY, asking, log_settings, setting, swarm_settings
 from llamanet.cli.terminal import harmless
 from llamanet.errors import UserError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("ask")
-@click.argument("prompt")
+@click.argument("words", metavar="PROMPT", nargs=-1, required=True)
 @swarm_settings
 @click.option("--model", metavar="NAME", show_default="any", help="Ask only nodes that serve this model.")
 @click.option("--max-tokens", type=int, show_default="until the model ends", help="Stop after so many tokens.")
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--no-chat", is_flag=True, help="Complete PROMPT as it is, without the model's chat template.")
 @log_settings("error")
 def command(
-    prompt: str,
+    words: tuple[str, ...],
     model: str | None,
     max_tokens: int | None,
     temperature: float,
@@ -55,11 +56,19 @@ def command(
     log_format: str,
     **membership: Any,
 ) -> None:
-    """Ask the swarm PROMPT, and stream the answer; "-" reads the prompt from standard input."""
+    """Ask the swarm PROMPT, and stream the answer.
+
+    PROMPT is one or more words; for "-" among them standard input is taken.
+    """
     set_up_logging(log_level, log_format)
-    if prompt == "-":
-        prompt = sys.stdin.read()
+    if sum((as_json, json_schema is not None, grammar is not None)) > 1:
+        raise UserError("give one of --json, --json-schema and --grammar")
+    prompt = " ".join(read(sys.stdin) if word == "-" else word for word in words)
+    if not prompt.strip() and not no_chat:
+        raise UserError("PROMPT is empty")
+    asked = asking(membership)
     # Imported only now, so that --help and a mistaken option are answered at once.
+    from llamanet.cli.progress import waiting
     from llamanet.cli.signals import run_until_signalled
     from llamanet.swarm import Swarm
 
@@ -67,8 +76,9 @@ def command(
         click.echo(f"{decision}\n", err=True)
 
     async def ask() -> None:
+        silence.enter_context(waiting("Waiting for an answer"))
         async with (
-            Swarm(**with_local_node(membership), strategy=strategy) as swarm,
+            Swarm(**asked, strategy=strategy) as swarm,
             swarm.stream(
                 prompt if no_chat else None,
                 messages=None if no_chat else [{"role": "user", "content": prompt}],
@@ -79,27 +89,33 @@ def command(
                 top_p=top_p,
                 stop=stop,
                 response_format={"type": "json_object"} if as_json else None,
-                json_schema=read(json_schema),
-                grammar=read(grammar),
+                json_schema=json_schema and read(json_schema),
+                grammar=grammar and read(grammar),
                 on_choice=say_why if explain else None,
             ) as stream,
         ):
-            async for chunk in stream:
-                write(harmless(chunk.text) if sys.stdout.isatty() else chunk.text)
-            write("\n")
+            try:
+                async for chunk in stream:
+                    silence.close()
+                    write(harmless(chunk.text) if sys.stdout.isatty() else chunk.text)
+            finally:
+                # Also after half an answer, for what else is said should not stand in its last line.
+                if stream.token_ids:
+                    write("\n")
         click.echo(closing_line(stream), err=True)
 
-    run_until_signalled(ask)
+    with contextlib.ExitStack() as silence:
+        run_until_signalled(ask)
 
 
-def read(file: TextIO | None) -> str | None:
+def read(file: TextIO) -> str:
     """The text of a file that was given. Raises `UserError` if it is none."""
-    if file is None:
-        return None
     try:
-        return file.read()
-    except UnicodeDecodeError as error:
+        text = file.read()
+        text.encode()  # standard input is let in as it is, in some locales
+    except UnicodeError as error:
         raise UserError(f"{file.name} is not UTF-8 text") from error
+    return text
 
 
 def write(text: str) -> None:

@@ -7,6 +7,7 @@ Rules:
 - Answers go to standard output, all else to standard error. Without a terminal it reads its input line by line.
 """
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ import click
 from llamanet.cli.ask import closing_line, write
 from llamanet.cli.conversation import COMMANDS, KEYS, Conversation, parse_line
 from llamanet.cli.logs import set_up_logging
-from llamanet.cli.options import log_settings, swarm_settings, with_local_node
+from llamanet.cli.options import asking, log_settings, swarm_settings
+from llamanet.cli.progress import waiting
 from llamanet.cli.terminal import harmless
 from llamanet.errors import LlamaNetError, UserError
 
@@ -52,7 +54,7 @@ def command(
     # Imported only now, so that --help and a mistaken option are answered at once.
     from llamanet.client.blocking import Client
 
-    with Client(**with_local_node(membership)) as client:
+    with Client(**asking(membership)) as client:
         if model is not None:
             # A model that nobody serves is told now, not after a question was typed.
             _check_served(client, model)
@@ -157,15 +159,19 @@ class _Chat:
         conversation = self._conversation
         conversation.ask(question)
         texts: list[str] = []
+        silence = contextlib.ExitStack()
         try:
+            silence.enter_context(waiting("Waiting for an answer"))
             with self._client.stream(
                 messages=conversation.messages(), model=conversation.model, **conversation.settings
             ) as stream:
                 for chunk in stream:
+                    silence.close()
                     texts.append(chunk.text)
                     write(harmless(chunk.text) if sys.stdout.isatty() else chunk.text)
                 self._last_node = stream.node_id
         finally:
+            silence.close()
             if texts:
                 write("\n")
             conversation.answer("".join(texts))

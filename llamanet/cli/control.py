@@ -69,6 +69,7 @@ def _print_status(answer: Answer) -> None:
             "file": lambda model: model["source"],
         },
         answer["models"],
+        spare=("context", "waiting"),
     )
 
 
@@ -76,9 +77,9 @@ def _print_status(answer: Answer) -> None:
 @click.argument("model", type=ModelSource())
 @which_node
 def load(model: str, as_json: bool, **node: Any) -> None:
-    """Serve MODEL too: a file, hf:owner/repo[@revision][:file-or-quant], or the name of a pulled one.
+    """Serve MODEL too.
 
-    Ctrl-C gives it up.
+    It is a file, `hf:owner/repo[@revision][:file-or-quant]`, or the name of a pulled model. Ctrl-C gives it up.
     """
     # A path means the same to the node, which may have been started elsewhere.
     path = Path(model)

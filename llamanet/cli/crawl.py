@@ -8,7 +8,7 @@ import attrs
 import click
 
 from llamanet.cli.logs import set_up_logging
-from llamanet.cli.options import log_settings, swarm_settings, with_local_node
+from llamanet.cli.options import asking, log_settings, swarm_settings
 
 if TYPE_CHECKING:
     from llamanet.dht.crawl import Crawl
@@ -32,10 +32,11 @@ def command(rate: float, as_json: bool, log_level: str, log_format: str, **membe
     # Imported only now, so that --help and a mistaken option are answered at once.
     from llamanet.cli.signals import run_until_signalled
 
+    asked = asking(membership)
     found: list[Crawl] = []
 
     async def fetch() -> None:
-        found.append(await _crawl(with_local_node(membership), rate))
+        found.append(await _crawl(asked, rate))
 
     run_until_signalled(fetch)
     click.echo(_as_json(found[0]) if as_json else _as_text(found[0]))
@@ -44,6 +45,7 @@ def command(rate: float, as_json: bool, log_level: str, log_format: str, **membe
 async def _crawl(asked: Mapping[str, Any], rate: float) -> "Crawl":
     import trio
 
+    from llamanet.cli.progress import waiting
     from llamanet.client.join import local_addresses
     from llamanet.dht.crawl import crawl
     from llamanet.dht.membership import as_membership
@@ -65,7 +67,7 @@ async def _crawl(asked: Mapping[str, Any], rate: float) -> "Crawl":
 
     async with trio.open_nursery() as nursery:
         dht: Dht = await nursery.start(serve_dht, Identity.generate(), config)
-        with trio.move_on_after(JOIN_S):
+        with waiting("Joining the swarm"), trio.move_on_after(JOIN_S):
             await dht.wait_joined()
         if not dht.joined:
             raise NotJoined(membership.peers)

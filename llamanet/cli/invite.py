@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from llamanet.cli.logs import set_up_logging
-from llamanet.cli.options import log_settings, swarm_settings, with_local_node
+from llamanet.cli.options import asking, log_settings, swarm_settings
 
 
 @click.command("invite")
@@ -22,7 +22,9 @@ def command(qr: bool, as_json: bool, log_level: str, log_format: str, **membersh
     node on this machine. For a private swarm it holds the swarm's key: then it is a secret.
     """
     set_up_logging(log_level, log_format)
+    asked = asking(membership)
     # Imported only now, so that --help and a mistaken option are answered at once.
+    from llamanet.cli.progress import waiting
     from llamanet.cli.signals import run_until_signalled
     from llamanet.settings import is_loopback
     from llamanet.swarm import Swarm
@@ -32,10 +34,11 @@ def command(qr: bool, as_json: bool, log_level: str, log_format: str, **membersh
     found: list[Invite] = []
 
     async def fetch() -> None:
-        async with Swarm(**with_local_node(membership)) as swarm:
+        async with Swarm(**asked) as swarm:
             found.append(await swarm.invite())
 
-    run_until_signalled(fetch)
+    with waiting("Asking the swarm"):
+        run_until_signalled(fetch)
     invite = found[0]
     line = encode_invite(invite)
     told = {

@@ -26,9 +26,9 @@ def command() -> None:
 @setting("dht_port", type=click.IntRange(1, 65_535), default=8001, show_default=True, help="The node's UDP port.")
 @as_json_option
 def show_identity(data_dir: Path | None, dht_port: int, as_json: bool) -> None:
-    """Show who the node on a DHT port is; it gets its key now if it has none.
+    """Show who the node on a DHT port is.
 
-    The public key is what `--bootstrap-nodes KEY@HOST:PORT` takes.
+    It gets its key now if it has none. The public key is what `--bootstrap-nodes KEY@HOST:PORT` takes.
     """
     from llamanet.dht.keyfile import load_or_create_identity
     from llamanet.settings import default_data_dir
@@ -51,7 +51,10 @@ def show_identity(data_dir: Path | None, dht_port: int, as_json: bool) -> None:
 @command.command("swarm")
 @click.argument("file", type=click.Path(path_type=Path))
 def make_swarm_key(file: Path) -> None:
-    """Make the key of a private swarm, in FILE, for `--swarm-key-file` of each node and client."""
+    """Make the key of a private swarm, in FILE.
+
+    It is for `--swarm-key-file` of each node and client.
+    """
     from llamanet.wire.envelope import SWARM_KEY_BYTES
 
     _write_new(file, secrets.token_hex(SWARM_KEY_BYTES))
@@ -66,9 +69,9 @@ def make_swarm_key(file: Path) -> None:
 @click.option("--concurrent", type=click.IntRange(1), metavar="N", help="Requests at a time, at most.")
 @as_json_option
 def make_api_key(label: str, file: Path | None, as_json: bool, **limits: int | None) -> None:
-    """Make an API key for LABEL, and show it: once, for the file keeps its SHA-256 only.
+    """Make an API key for LABEL, and show it.
 
-    Without --file the line for the file goes to standard error.
+    It is shown once, for the file keeps its SHA-256 only. Without --file the line for the file goes to standard error.
     """
     import hashlib
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from llamanet.cli.options import with_local_node
+from llamanet.cli.options import asking
+from llamanet.cli.terminal import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from llamanet.swarm import Swarm
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+GAP = 2
+"""Columns of the terminal between those of a table."""
 WIDE = 1000
 """Columns of what is no terminal: nothing is cut there."""
 
@@ -28,13 +31,16 @@ def print_views(
     membership: Mapping[str, Any],
     as_json: bool,
     with_health: bool = False,
+    spare: Sequence[str] = (),
 ) -> None:
     """Print what `look` finds: with `as_json` all that it tells of each thing, else the `columns` of a table.
 
-    `membership` is what `swarm_settings` gave. `with_health` adds how our own part of the DHT is doing: a line, or an
-    object beside the list.
+    `spare` is as in `print_table`. `membership` is what `swarm_settings` gave. `with_health` adds how our own part of
+    the DHT is doing: a line, or an object beside the list.
     """
+    asked = asking(membership)
     # Imported only now, so that --help and a mistaken option are answered at once.
+    from llamanet.cli.progress import waiting
     from llamanet.cli.signals import run_until_signalled
     from llamanet.swarm import Swarm
 
@@ -42,33 +48,45 @@ def print_views(
     views: list[Any] = []
 
     async def fetch() -> None:
-        async with Swarm(**with_local_node(membership)) as swarm:
+        async with Swarm(**asked) as swarm:
             views.extend(await look(swarm))
             health.append(swarm.statistics.dht)
 
-    run_until_signalled(fetch)
+    with waiting("Asking the swarm"):
+        run_until_signalled(fetch)
     if as_json:
         listed = [attrs.asdict(view) for view in views]
         told = {"nodes": listed, "health": attrs.asdict(health[0])} if with_health else listed
         click.echo(json.dumps(told, indent=2, ensure_ascii=False))
         return
-    print_table(columns, views)
+    print_table(columns, views, spare=spare)
     if with_health:
         click.echo(f"\n{health[0].summary}")
 
 
-def print_table(columns: Mapping[str, Callable[[Any], str]], views: Sequence[Any]) -> None:
-    """Print a row for each of `views`; `columns` say what each column tells of one."""
+def print_table(
+    columns: Mapping[str, Callable[[Any], str]], views: Sequence[Any], *, spare: Sequence[str] = ()
+) -> None:
+    """Print a row for each of `views`; `columns` say what each column tells of one.
+
+    Where the terminal is too narrow, columns are left out in the order of `spare`; what still does not fit is folded.
+    """
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
+    console = output()
+    cells = {header: [harmless(tell(view)) for view in views] for header, tell in columns.items()}
+    for header in spare:
+        if sum(max(map(cell_len, (name, *told))) + GAP for name, told in cells.items()) - GAP > console.width:
+            del cells[header]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in columns:
-        table.add_column(header)
-    for view in views:
-        # As plain text, for a node's label may hold what rich would take for markup.
-        table.add_row(*(Text(tell(view)) for tell in columns.values()))
-    output().print(table)
+    for header in cells:
+        table.add_column(header, overflow="fold", min_width=len(header))
+    # As plain text, for a node's label may hold what rich would take for markup.
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*map(Text, row))
+    console.print(table)
 
 
 def output() -> "Console":

@@ -37,6 +37,7 @@ def command(
             "context": lambda model: str(model.n_ctx),
             "sha-256": lambda model: ", ".join(digest[:12] for digest in model.digests),
         },
+        spare=("sha-256", "waiting"),
         membership=membership,
         as_json=as_json,
     )
@@ -77,4 +78,7 @@ def _print_local(data_dir: Path | None, *, as_json: bool) -> None:
             "file": lambda row: row["files"][0],
         },
         rows,
+        spare=("sha-256", "quant", "from"),
     )
+    if not rows:
+        click.echo("no model was pulled yet; get one by: llamanet pull hf:owner/repo", err=True)

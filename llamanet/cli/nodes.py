@@ -38,6 +38,7 @@ def command(
             "tokens/s": lambda node: f"{node.tokens_per_second:.1f}",
             "state": lambda node: "draining" if node.draining else "serving",
         },
+        spare=("id", "waiting"),
         membership=membership,
         as_json=as_json,
         with_health=with_health,

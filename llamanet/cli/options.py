@@ -1,5 +1,6 @@
 """Options: each setting is a flag and a variable of the same name; an empty variable is an unset one."""
 
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,6 +92,33 @@ def with_local_node(membership: Mapping[str, Any]) -> dict[str, Any]:
     if membership["bootstrap_nodes"] or membership["join"]:
         return dict(membership)
     return {**membership, "bootstrap_nodes": LOCAL_NODE}
+
+
+def asking(membership: Mapping[str, Any]) -> dict[str, Any]:
+    """As `with_local_node`, for a command that does not wait for a node: raises `UserError` if none runs here."""
+    chosen = with_local_node(membership)
+    if chosen["bootstrap_nodes"] is LOCAL_NODE and _is_closed(LOCAL_NODE[0]):
+        raise UserError(
+            f"no node runs on this machine (nobody listens on UDP {LOCAL_NODE[0]}); start one (llamanet node), or name "
+            "one by --join or --bootstrap-nodes"
+        )
+    return chosen
+
+
+def _is_closed(address: str) -> bool:
+    """Whether this machine says at once that nobody listens on this UDP port of its own."""
+    host, _, port = address.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect((host, int(port)))
+            sock.send(b"")
+            sock.recv(1)
+        except ConnectionRefusedError:
+            return True
+        except OSError:  # nothing has come, so somebody may be there
+            return False
+    return False
 
 
 def log_settings(level: str) -> Callable[[F], F]:

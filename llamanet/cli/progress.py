@@ -67,3 +67,31 @@ def telling() -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status("Looking") as status:
         yield status.update
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """On a terminal, a line that moves while the block takes more than a second; at the end it is gone."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    lock = threading.Lock()
+    drawn = contextlib.ExitStack()
+    over = False
+
+    def draw() -> None:
+        from rich.console import Console
+
+        with lock:
+            if not over:
+                drawn.enter_context(Console(stderr=True).status(what))
+
+    timer = threading.Timer(QUIET_S, draw)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            over = True
+            drawn.close()

@@ -17,7 +17,7 @@ import click
 from llamanet.cli import Stopped
 from llamanet.cli.listing import output
 from llamanet.cli.logs import set_up_logging
-from llamanet.cli.options import log_settings, swarm_settings, with_local_node
+from llamanet.cli.options import asking, log_settings, swarm_settings
 from llamanet.cli.terminal import harmless
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def command(
         return Snapshot(nodes=tuple(await swarm.nodes(model)), dht=swarm.statistics.dht)
 
     async def watch() -> None:
-        async with Swarm(**with_local_node(membership)) as swarm:
+        async with Swarm(**asking(membership)) as swarm:
             if once or as_json:
                 while True:
                     _print(await look(swarm), console, as_json=as_json)

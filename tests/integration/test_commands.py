@@ -60,6 +60,7 @@ def test_ask_explains_which_node_it_chose_and_why(run, bootstrap):
 def test_ask_reads_variables_and_standard_input(run, bootstrap):
     result = run("ask", "-", *COUNTING, stdin="Count: 1, 2, 3,", BOOTSTRAP_NODES=bootstrap[1])
     assert result.stdout == " 4, 5, 6\n"
+    assert run("ask", "Count:", "1,", "-", *COUNTING, *bootstrap, stdin="2, 3,").stdout == " 4, 5, 6\n"
 
 
 def test_ask_chats_unless_told_otherwise(run, bootstrap, model):
