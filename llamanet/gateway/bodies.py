@@ -2,13 +2,14 @@
 
 Rules:
 - The fields are OpenAI's, and beside them those that the engine has more, by llama.cpp's names.
-- Types are not converted: "1" is no number. null is the same as a field that is not there.
+- Types are not converted: "1" is no number. But 1.0 is a whole one, as in JSON Schema (2020-12, section 4.2.3); clients
+  whose every number is a float write it so. null is the same as a field that is not there.
 - A field that nobody here knows is let through, and ignored.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from llamanet.wire.inference import (
     MAX_ALTERNATIVES,
@@ -28,6 +29,12 @@ MAX_INPUTS = 2_048
 """Texts of one request for embeddings, as OpenAI's."""
 MAX_DIMENSIONS = 16_384
 
+
+def _exact(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_exact)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -55,14 +62,16 @@ class StreamOptions(BaseModel):
 class GenerationBody(Body):
     """How an answer is drawn; what is not given is as llama.cpp has it."""
 
-    max_tokens: int | None = Field(
+    max_tokens: Whole | None = Field(
         None, ge=-1, le=MAX_TOKENS, description="-1 or nothing: until the model ends, or the context is full."
     )
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="So many answers; with a seed, from successive ones.")
+    n: Whole | None = Field(
+        None, ge=1, le=MAX_CHOICES, description="So many answers; with a seed, from successive ones."
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
-    seed: int | None = Field(None, ge=-(2**63), le=MAX_SEED)
+    seed: Whole | None = Field(None, ge=-(2**63), le=MAX_SEED)
     temperature: float | None = Field(None, ge=0, le=10, description="0 draws the likeliest token always.")
     top_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-10, le=10)
@@ -76,18 +85,18 @@ class GenerationBody(Body):
         description='As OpenAI\'s: {"type": "text"}, "json_object" or "json_schema"; and {"type": "grammar", "grammar"'
         ": GBNF}.",
     )
-    top_k: int | None = Field(None, ge=-1, le=1_000_000, description="0 or -1: off.")
+    top_k: Whole | None = Field(None, ge=-1, le=1_000_000, description="0 or -1: off.")
     min_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, ge=0, le=1)
     repeat_penalty: float | None = Field(None, ge=0.01, le=10)
-    penalty_last_n: int | None = Field(None, ge=-1, le=65_536, description="-1: all tokens.")
-    repeat_last_n: int | None = Field(None, ge=-1, le=65_536, description="llama.cpp's name for `penalty_last_n`.")
-    min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    penalty_last_n: Whole | None = Field(None, ge=-1, le=65_536, description="-1: all tokens.")
+    repeat_last_n: Whole | None = Field(None, ge=-1, le=65_536, description="llama.cpp's name for `penalty_last_n`.")
+    min_tokens: Whole | None = Field(None, ge=0, le=MAX_TOKENS)
     ignore_eos: bool | None = None
     dry_multiplier: float | None = Field(None, ge=0, le=100)
     dry_base: float | None = Field(None, ge=1, le=100)
-    dry_allowed_length: int | None = Field(None, ge=0, le=65_536)
-    dry_penalty_last_n: int | None = Field(None, ge=-1, le=65_536, description="-1: all tokens.")
+    dry_allowed_length: Whole | None = Field(None, ge=0, le=65_536)
+    dry_penalty_last_n: Whole | None = Field(None, ge=-1, le=65_536, description="-1: all tokens.")
     dry_sequence_breakers: (
         Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=MAX_BREAKERS)] | None
     ) = None
@@ -121,9 +130,9 @@ class ChatBody(GenerationBody):
     """A conversation to be answered."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_CHAT_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=-1, le=MAX_TOKENS, description="Goes before `max_tokens`.")
+    max_completion_tokens: Whole | None = Field(None, ge=-1, le=MAX_TOKENS, description="Goes before `max_tokens`.")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="Needs `logprobs`.")
+    top_logprobs: Whole | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="Needs `logprobs`.")
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -143,9 +152,9 @@ class CompletionBody(GenerationBody):
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)] | list[int] | list[list[int]] = (
         Field(description="Texts; token ids are refused, for each model has its own.")
     )
-    logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
+    logprobs: Whole | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
     echo: bool | None = Field(None, description="Tell the prompt before its continuation; not with `logprobs`.")
-    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES, description="No more than `n`.")
+    best_of: Whole | None = Field(None, ge=1, le=MAX_CHOICES, description="No more than `n`.")
     suffix: str | None = Field(None, description="Refused, unless it is empty.")
 
 
@@ -159,4 +168,4 @@ class EmbeddingBody(Body):
         | Annotated[list[list[int]], Field(min_length=1)]
     ) = Field(description="Texts; token ids are refused, for each model has its own.")
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(None, ge=1, le=MAX_DIMENSIONS, description="Only those that the model has.")
+    dimensions: Whole | None = Field(None, ge=1, le=MAX_DIMENSIONS, description="Only those that the model has.")

@@ -10,8 +10,10 @@ connection was idle for too long, and clients that connect for each request woul
 """
 
 import os
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
 import trio
 from hypercorn.config import Config
@@ -20,6 +22,8 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_ABSOLUTE = re.compile(rb"https?://([^/@]+)(/.*)?", re.IGNORECASE)
 
 
 class Connection(TCPServer):
@@ -46,6 +50,8 @@ class Connection(TCPServer):
                 if message["type"] == "http.response.start":
                     chunked = _is_chunked(scope, message)
 
+            if not scope.get("raw_path", b"/").startswith(b"/"):
+                scope = _in_origin_form(scope)
             await app(scope, receive, send_short)
 
         return serve
@@ -80,3 +86,12 @@ def _is_chunked(scope: Scope, start: Message) -> bool:
     has_body = scope["method"] != "HEAD" and start["status"] not in (204, 304)
     has_length = any(name.lower() == b"content-length" for name, _ in start["headers"])
     return scope["http_version"] == "1.1" and has_body and not has_length
+
+
+def _in_origin_form(scope: Scope) -> Scope:
+    """A request whose target is a whole URL as one for its path, and of the host that it names: RFC 9112, 3.2.2."""
+    if not (found := _ABSOLUTE.fullmatch(scope["raw_path"])):
+        return scope
+    host, path = found[1], found[2] or b"/"
+    headers = [(b"host", host), *((name, value) for name, value in scope["headers"] if name != b"host")]
+    return {**scope, "raw_path": path, "path": unquote(path.decode("ascii")), "headers": headers}

@@ -10,6 +10,7 @@ from llamanet.client.client import SwarmClient
 from llamanet.gateway.config import GatewayConfig
 from llamanet.gateway.events import Events
 from llamanet.gateway.keys import Keys, load_keys
+from llamanet.gateway.listing import Listing
 from llamanet.gateway.metrics import Metrics
 from llamanet.swarm import Swarm
 from llamanet.wire.inference import ModelStatus
@@ -32,11 +33,16 @@ class Gateway:
     keys: Keys | None = attrs.field(init=False)
     """None: none is needed."""
     metrics: Metrics = attrs.field(init=False)
+    models: Listing = attrs.field(init=False)
 
     @keys.default
     def _keys(self) -> Keys | None:
         path = self.config.api_key_file
         return None if path is None else Keys(load_keys(path))
+
+    @models.default
+    def _models(self) -> Listing:
+        return Listing(self.swarm)
 
     @metrics.default
     def _metrics(self) -> Metrics:

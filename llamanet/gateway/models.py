@@ -15,7 +15,7 @@ from llamanet.gateway.responses import json_response
 async def list_models(request: Request) -> Response:
     """All models."""
     gateway: Gateway = request.app.state.gateway
-    views = await gateway.swarm.models()
+    views = await gateway.models.listed()
     return json_response({"object": "list", "data": [_model(view) for view in views]})
 
 
@@ -23,7 +23,7 @@ async def get_model(request: Request) -> Response:
     """One model; 404 if nobody serves it."""
     gateway: Gateway = request.app.state.gateway
     name: str = request.path_params["model"]
-    views = {view.name: view for view in await gateway.swarm.models()}
+    views = {view.name: view for view in await gateway.models.listed()}
     if name not in views:
         raise no_such_model(name, tuple(views))
     return json_response(_model(views[name]))

@@ -104,6 +104,16 @@ async def test_limits_by_all_their_names(autojump_clock, app):
     assert (await chat(app, max_tokens=-1, **GREEDY)).json()["choices"][0]["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize(("given", "status"), [(2.0, 200), (2.5, 400), (1e300, 400), ("2", 400), (True, 400)])
+async def test_a_whole_number_may_be_written_with_a_point(autojump_clock, app, given, status):
+    got = await chat(app, max_tokens=given, **GREEDY)
+    assert got.status == status
+    if status == 200:
+        assert got.json()["usage"]["completion_tokens"] == 2
+    else:
+        assert got.error["param"] == "max_tokens"
+
+
 async def test_no_bound_is_minus_one_too(autojump_clock, cluster):
     app, gateway = app_for(await cluster.start_client())
     asked, stream = [], gateway.swarm.stream

@@ -82,6 +82,38 @@ async def test_a_body_without_a_length_is_what_a_client_reads(method, version, s
     assert got == body
 
 
+@pytest.mark.parametrize(
+    ("target", "host", "path", "query"),
+    [
+        (b"/a%20b?c", b"received", "/a b", b"c"),
+        (b"http://named:8080/a%20b?c=http://d/", b"named:8080", "/a b", b"c=http://d/"),
+        (b"HTTPS://named", b"named", "/", b""),
+        (b"http://named?c", b"named", "/", b"c"),
+        (b"http://user@named/a", b"received", "http://user@named/a", b""),
+        (b"*", b"received", "*", b""),
+    ],
+)
+async def test_a_target_may_be_a_whole_url(target, host, path, query):
+    scopes = []
+
+    async def app(scope, receive, send):
+        scopes.append(scope)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    ours, theirs = await pair()
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, app, ours)
+            await theirs.send_all(b"OPTIONS " + target + b" HTTP/1.1\r\nHost: received\r\nConnection: close\r\n\r\n")
+            async for _ in theirs:
+                pass
+            await theirs.aclose()
+    (scope,) = scopes
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    assert (hosts, scope["path"], scope["query_string"]) == ([host], path, query)
+
+
 @pytest.mark.parametrize("abruptly", [False, True])
 @pytest.mark.parametrize("asked", [b"", REQUEST.replace(b"Connection: close\r\n", b"")])
 async def test_a_client_who_leaves_an_idle_connection_is_not_waited_for(asked, abruptly):
