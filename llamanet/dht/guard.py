@@ -40,6 +40,11 @@ INTRODUCTION_RATE, INTRODUCTION_BURST = 200.0, 400.0
 """From all addresses together: what introduces itself has proved nothing, and any source can be forged in it."""
 SOURCE_INTRODUCTION_RATE, SOURCE_INTRODUCTION_BURST = 20.0, 80.0
 """The same from one public subnet, or from one private address: a real host leaves most of it to other newcomers."""
+KEY_RATE, KEY_BURST = 500.0, 2000.0
+"""Senders a second whose box keys must be computed first, which costs as much as 20 boxes: some 4 % of a core. Any
+number of keys can be made beforehand, and any source forged."""
+SOURCE_KEY_RATE, SOURCE_KEY_BURST = 50.0, 200.0
+"""The same of one public subnet, or of one private address."""
 SEND_RATE, SEND_BURST = 2.0 * 2**20, 4.0 * 2**20
 """Bytes a second of all answers together."""
 VERIFY_RATE, VERIFY_BURST = 1000.0, 2000.0
@@ -116,14 +121,30 @@ class _Sources:
             self._subnets[subnet].give()
 
 
+class _Shared:
+    """What all may do together, of which one public subnet, or one private address, gets a share."""
+
+    def __init__(self, rate: float, burst: float, source_rate: float, source_burst: float, now: float) -> None:
+        self._all = Allowance(rate, burst, now)
+        self._source_rate, self._source_burst = source_rate, source_burst
+        self._sources: dict[bytes | str, Allowance] = {}
+
+    def admit(self, host: str, now: float) -> bool:
+        rate, burst = self._source_rate, self._source_burst
+        share = _allowance_of(self._sources, subnet_of(host) or host, rate, burst, MAX_SUBNETS, now)
+        return share.take(now) and self._all.take(now)
+
+
 class Guard:
     """What each address, each public subnet, and all strangers together may cost us. `now` is in seconds."""
 
     def __init__(self, now: float) -> None:
         self._strangers = _Sources()
         self._known = _Sources()
-        self._introducing: dict[bytes | str, Allowance] = {}
-        self._introductions = Allowance(INTRODUCTION_RATE, INTRODUCTION_BURST, now)
+        self._introductions = _Shared(
+            INTRODUCTION_RATE, INTRODUCTION_BURST, SOURCE_INTRODUCTION_RATE, SOURCE_INTRODUCTION_BURST, now
+        )
+        self._keys = _Shared(KEY_RATE, KEY_BURST, SOURCE_KEY_RATE, SOURCE_KEY_BURST, now)
         self._sending = Allowance(SEND_RATE, SEND_BURST, now)
         self._verifying = Allowance(VERIFY_RATE, VERIFY_BURST, now)
 
@@ -137,11 +158,11 @@ class Guard:
 
     def admit_introduction(self, host: str, now: float) -> bool:
         """Whether one more introduction, which any source can be forged in, is answered."""
-        if _is_own_machine(host):
-            return True
-        rate, burst = SOURCE_INTRODUCTION_RATE, SOURCE_INTRODUCTION_BURST
-        share = _allowance_of(self._introducing, subnet_of(host) or host, rate, burst, MAX_SUBNETS, now)
-        return share.take(now) and self._introductions.take(now)
+        return _is_own_machine(host) or self._introductions.admit(host, now)
+
+    def admit_key(self, host: str, now: float) -> bool:
+        """Whether the box keys of one more sender, who says that it is at `host`, are computed."""
+        return _is_own_machine(host) or self._keys.admit(host, now)
 
     def expect(self, host: str) -> None:
         """We ask something there: what answers it is not held against `host`."""

@@ -2,7 +2,7 @@
 
 The order of checks is from cheap to dear: header, rate, box, form, transaction, meaning. What fails one is counted and
 dropped, never answered, and never logged one by one. A contact's rate is its own, and charged after its box was opened,
-so that nobody uses it up by forging the contact's address.
+so that nobody uses it up by forging the contact's address. Strangers' keys, dear to compute, have a rate of their own.
 
 Events: `wait_contacts_changed` wakes when a contact enters the table, `wait_lost` when the last one left.
 """
@@ -29,7 +29,7 @@ from llamanet.dht.storage import RecordStore
 from llamanet.dht.transport import Transport
 from llamanet.errors import BadMessage
 from llamanet.wire.envelope import HEADER_BYTES, MAC_BYTES, MAX_DATAGRAM_BYTES, Envelope
-from llamanet.wire.identity import Identity, NodeId
+from llamanet.wire.identity import Identity, NodeId, PublicKey
 from llamanet.wire.rpc import (
     REQUESTS,
     Address,
@@ -270,7 +270,7 @@ class Overlay:
         now = trio.current_time()
         asker = contact_at(sender, source.host, source.port)
         known = self.table.is_proved(asker)
-        if not known and not self._guard.admit(source.host, now):
+        if not known and not (self._guard.admit(source.host, now) and self._may_open(sender, source, now)):
             self.drops.count("rate")
             return
         try:
@@ -299,6 +299,12 @@ class Overlay:
                 self.drops.count("unasked")
         except BadMessage:
             self.drops.count("message")
+
+    def _may_open(self, sender: PublicKey, source: Address, now: float) -> bool:
+        """Whether to spend what the box of a sender who is not in our table costs; whom we greet is heard anyway."""
+        if self._envelope.has_keys_of(sender) or self._guard.admit_key(source.host, now):
+            return True
+        return self.requests.introduced_at(source)
 
     def _answer(self, request: Request, asker: Contact, allowance: int, now: float, *, known: bool) -> None:
         """Answer with at most `allowance` bytes, the PING that checks the asker included."""

@@ -268,6 +268,10 @@ class Requests:
         under_way.on_outcome(outcome)
         return True
 
+    def introduced_at(self, address: Address) -> bool:
+        """Whether an introduction of ours to `address` may still be answered."""
+        return any(self._under_way[transaction].address == address for transaction in self._introductions.values())
+
     def own_introduction(self, datagram: bytes) -> Address | None:
         """The address that we introduced ourselves to by this very datagram, which came back to us: it is our own."""
         transaction = self._introductions.get(datagram)

@@ -1,5 +1,6 @@
 """Floods, replays and Sybils over the in-memory network: what honest nodes still get, and what it costs them."""
 
+import hashlib
 import heapq
 
 import attrs
@@ -11,6 +12,8 @@ from llamanet.dht.distance import distance
 from llamanet.dht.guard import (
     HOST_BURST,
     HOST_RATE,
+    KEY_BURST,
+    KEY_RATE,
     KNOWN_SHARE,
     SEND_BURST,
     SEND_RATE,
@@ -452,6 +455,54 @@ async def test_a_liar_points_few_requests_at_an_address_that_never_asked_for_the
     assert len(pointed) <= UNANSWERED_BURST + UNANSWERED_RATE * elapsed + MAX_UNANSWERED_OF_A_SUBNET
     assert 2 * len(pointed) < 15 * MAX_UNANSWERED_OF_A_SUBNET, "the lookups alone would have allowed more"
     assert ids_of(asker.contacts()) == {node.identity.node_id for node in nodes if node is not asker}, "and nobody paid"
+
+
+async def test_a_flood_of_senders_that_are_all_new_costs_few_key_exchanges(autojump_clock, nursery, monkeypatch):
+    """Each at another forged address: boxes with keys that nobody has seen, and introductions."""
+    swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.005, 0.01)))
+    nodes = await swarm.start_many(6)
+    victim, honest = nodes[2], nodes[4]
+    client = await swarm.start(50, bootstrap=[nodes[0]], client_mode=True)
+    await client.wait_joined()
+    place = Contact(victim.identity.public_key, swarm.addresses[victim])
+    await client.ping(place)
+    computed = []
+    compute = victim._overlay._envelope._compute_keys
+    monkeypatch.setattr(victim._overlay._envelope, "_compute_keys", lambda peer: computed.append(peer) or compute(peer))
+    header = Attacker(swarm).envelope._prefix
+    rng = seeded(3)
+    start = trio.current_time()
+
+    async def flood_with_new_keys():
+        for number in range(40_000):
+            source = Address(f"{20 + (number >> 16)}.{number >> 8 & 255}.{number & 255}.1", 1)
+            key = hashlib.sha256(b"%d" % number).digest()
+            datagram = header + bytes([number % 2]) + key + rng.randbytes(54)
+            swarm.network.send(datagram, source, swarm.addresses[victim])
+            if number % 50 == 0:
+                await trio.sleep(0.01)
+
+    async with trio.open_nursery() as inner:
+        inner.start_soon(flood_with_new_keys)
+        await trio.sleep(5)
+        assert (await honest.ping(place)).rtt <= 0.02, "it is in the table"
+        assert (await client.ping(place)).rtt <= 0.02, "it was heard before"
+    elapsed = trio.current_time() - start
+    assert KEY_BURST < len(computed) <= KEY_BURST + KEY_RATE * elapsed + 10
+    assert victim.health().drops["rate"] > 20_000
+
+
+async def test_who_is_greeted_is_heard_in_a_flood_of_new_senders(autojump_clock, nursery, monkeypatch):
+    swarm = Swarm(nursery)
+    first = await swarm.start(0)
+    comer = await swarm.start(1)
+    monkeypatch.setattr(comer._overlay._guard, "admit_key", lambda host, now: False)
+    assert await comer._overlay.greet([swarm.addresses[first]])
+    assert ids_of(comer.contacts()) == {first.identity.node_id}
+    stranger = Attacker(swarm)
+    stranger.send(swarm, comer, stranger.seal(comer, Ping(transaction=bytes(8), client=True)))
+    await trio.sleep(1)
+    assert stranger.received == []
 
 
 async def test_whoever_forges_the_address_of_a_contact_does_not_silence_it(autojump_clock, nursery):

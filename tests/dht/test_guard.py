@@ -8,11 +8,14 @@ from llamanet.dht.guard import (
     HOST_BURST,
     HOST_RATE,
     INTRODUCTION_BURST,
+    KEY_BURST,
+    KEY_RATE,
     KNOWN_SHARE,
     MAX_HOSTS,
     MAX_SUBNETS,
     SEND_BURST,
     SEND_RATE,
+    SOURCE_KEY_BURST,
     SUBNET_BURST,
     VERIFY_BURST,
     Allowance,
@@ -66,6 +69,7 @@ def test_this_machine_is_not_limited():
     guard = Guard(0.0)
     assert admitted(guard, ["127.0.0.1", "::1"] * 10_000) == 20_000
     assert all(guard.admit_introduction("127.0.0.1", 0.0) for _ in range(10_000))
+    assert all(guard.admit_key("127.0.0.1", 0.0) for _ in range(10_000))
     assert all(guard.allow_answer("::1", 1200, 0.0, verifies=True, known=False) for _ in range(10_000))
 
 
@@ -87,6 +91,14 @@ def test_any_number_of_addresses_needs_no_more_memory():
 def test_introductions_are_limited_in_all():
     guard = Guard(0.0)
     assert sum(guard.admit_introduction(f"9.9.{n % 250}.1", 0.0) for n in range(10_000)) == INTRODUCTION_BURST
+
+
+def test_keys_are_limited_in_all_and_for_each_source():
+    guard = Guard(0.0)
+    assert sum(guard.admit_key(f"8.8.8.{n % 250}", 0.0) for n in range(1000)) == SOURCE_KEY_BURST
+    hosts = [f"9.{n // 250}.{n % 250}.1" for n in range(10_000)]
+    assert sum(guard.admit_key(host, 0.0) for host in hosts) == KEY_BURST - SOURCE_KEY_BURST
+    assert sum(guard.admit_key(host, 1.0) for host in hosts) == KEY_RATE
 
 
 @pytest.mark.parametrize(("verifies", "size", "burst"), [(False, 1200, SEND_BURST / 1200), (True, 1, VERIFY_BURST)])
@@ -135,4 +147,4 @@ def test_one_host_that_introduces_itself_again_and_again_leaves_room_for_newcome
     assert refused == 0
     for number in range(10_000):
         guard.admit_introduction(f"9.{number // 250}.{number % 250}.1", 100.0)
-    assert len(guard._introducing) == MAX_SUBNETS
+    assert len(guard._introductions._sources) == MAX_SUBNETS

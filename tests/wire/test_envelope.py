@@ -140,3 +140,12 @@ def test_our_own_datagrams_are_dropped_at_the_header():
     alice = Envelope(ALICE, PUBLIC)
     with pytest.raises(BadMessage, match="ourselves"):
         alice.check_header_untrusted(alice.seal_introduction(b""))
+
+
+def test_keys_of_peers_are_remembered_by_their_last_use(monkeypatch):
+    monkeypatch.setattr("llamanet.wire.envelope.PEER_KEYS", 3)
+    box = Envelope(ALICE, Network())
+    peers = [Identity.from_seed(bytes([number]) * 32).public_key for number in range(5)]
+    for peer in (*peers[:3], peers[0], peers[3]):
+        box.seal(peer, b"x")
+    assert [box.has_keys_of(peer) for peer in peers] == [True, False, True, True, False]
