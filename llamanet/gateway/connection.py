@@ -6,7 +6,9 @@ at once is gone, and the rest, as well as anything over TLS, goes hypercorn's wa
 would go through three layers and h11's states to get a length before it, which it gets here (RFC 9112, section 7.1).
 
 A client that closes a connection on which nothing runs is not waited for. hypercorn keeps the socket until the
-connection was idle for too long, and clients that connect for each request would soon use up the sockets.
+connection was idle for too long, and clients that connect for each request would soon use up the sockets. It keeps for
+ever that of a client who sent another request behind the one that runs, and left before the answer was complete: what
+is to be read after that answer is waited for, and nothing wakes who waits. Here a write that fails does.
 """
 
 import os
@@ -17,7 +19,7 @@ from urllib.parse import unquote
 
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Event, RawData, Updated
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -35,6 +37,7 @@ class Connection(TCPServer):
         super().__init__(*untyped)
         self._left = False
         """No request comes any more."""
+        self._reading = trio.CancelScope()
 
     def _with_short_way(self, app: ASGIApp) -> Callable[..., Awaitable[None]]:
         async def serve(scope: Scope, receive: Receive, send: Send, *_: object) -> None:
@@ -57,7 +60,8 @@ class Connection(TCPServer):
         return serve
 
     async def _read_data(self) -> None:
-        await super()._read_data()
+        with self._reading:
+            await super()._read_data()
         self._left = True
         await self.idle_task.stop()
 
@@ -76,9 +80,21 @@ class Connection(TCPServer):
                     return
                 # Half of a piece must not be all of it: who sends may be cancelled, and somebody else goes on sending.
                 with trio.CancelScope(shield=sent > 0):
-                    await super().protocol_send(RawData(data=event.data[sent:]))
+                    await self._send_all(event.data[sent:])
                 return
-        await super().protocol_send(event)
+        if isinstance(event, RawData):
+            await self._send_all(event.data)
+        else:
+            await super().protocol_send(event)
+
+    async def _send_all(self, data: bytes) -> None:
+        async with self.send_lock:
+            try:
+                with trio.CancelScope(shield=True):
+                    await self.stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._reading.cancel()
+                await self.protocol.handle(Closed())
 
 
 def _is_chunked(scope: Scope, start: Message) -> bool:

@@ -135,6 +135,34 @@ async def test_a_client_who_leaves_an_idle_connection_is_not_waited_for(asked, a
     assert ours.socket.fileno() == -1
 
 
+@pytest.mark.parametrize("behind", [b"", REQUEST, b"garbage" * 20_000])
+async def test_who_leaves_with_more_to_say_is_not_waited_for(behind):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def watch():
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                nursery.cancel_scope.cancel()
+
+            while True:
+                await send({"type": "http.response.body", "body": b"piece", "more_body": True})
+                await trio.sleep(0.001)
+
+    ours, theirs = await pair()
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, app, ours)
+            await theirs.send_all(REQUEST.replace(b"Connection: close\r\n", b"") + behind)
+            while b"piece" not in await theirs.receive_some():
+                pass
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            theirs.socket.close()
+    assert ours.socket.fileno() == -1
+
+
 async def test_a_reader_who_is_gone_ends_the_connection_and_nothing_else():
     sent = 0
 
