@@ -3,12 +3,15 @@
 Rules:
 - On a terminal one screen is drawn anew; elsewhere, and with --once, a snapshot is printed and that is all.
 - --json prints one object a line for each snapshot.
-- Ctrl-C is how it is left, and no failure.
+- `q` or Ctrl-C is how it is left, and no failure.
 """
 
+import contextlib
 import json
+import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -21,6 +24,7 @@ from llamanet.cli.options import asking, log_settings, swarm_settings
 from llamanet.cli.terminal import harmless
 
 if TYPE_CHECKING:
+    import trio
     from rich.console import Console, RenderableType
 
     from llamanet.client.census import NodeView
@@ -70,12 +74,13 @@ class Snapshot:
 def command(
     model: str | None, interval: float, once: bool, as_json: bool, log_level: str, log_format: str, **membership: Any
 ) -> None:
-    """Watch the swarm: nodes, load, speed, DHT. Ctrl-C leaves."""
+    """Watch the swarm: nodes, load, speed, DHT. q or Ctrl-C leaves."""
     set_up_logging(log_level, log_format)
     # Imported only now, so that --help and a mistaken option are answered at once.
     import trio
     from rich.live import Live
 
+    from llamanet.cli.progress import waiting
     from llamanet.cli.signals import run_until_signalled
     from llamanet.swarm import Swarm
 
@@ -85,26 +90,61 @@ def command(
     async def look(swarm: Swarm) -> Snapshot:
         return Snapshot(nodes=tuple(await swarm.nodes(model)), dht=swarm.statistics.dht)
 
+    asked = asking(membership)
+
     async def watch() -> None:
-        async with Swarm(**asking(membership)) as swarm:
+        async with Swarm(**asked) as swarm:
             if once or as_json:
                 while True:
                     _print(await look(swarm), console, as_json=as_json)
                     if once:
                         return
                     await trio.sleep(interval)
-            first = _drawn(await look(swarm), console.width)
-            with Live(first, console=console, screen=True, auto_refresh=False, redirect_stderr=False) as screen:
-                while True:
-                    screen.refresh()
-                    await trio.sleep(interval)
-                    screen.update(_drawn(await look(swarm), console.width))
+            with waiting("Asking the swarm"):
+                first = _drawn(await look(swarm), console.width)
+            live = Live(first, console=console, screen=True, auto_refresh=False, redirect_stderr=False)
+            with _keys() as keys, live as screen:
+                async with trio.open_nursery() as nursery:
+                    if keys is not None:
+                        nursery.start_soon(_leave_on_q, keys, nursery.cancel_scope)
+                    while True:
+                        screen.refresh()
+                        await trio.sleep(interval)
+                        screen.update(_drawn(await look(swarm), console.width))
 
     try:
         run_until_signalled(watch)
     except Stopped as stopped:
         if stopped.signal_number != signal.SIGINT:
             raise
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[int | None]:
+    """What each key can be read from as it is pressed; None without a terminal."""
+    if not sys.stdin.isatty():
+        yield None
+        return
+    import termios
+    import tty
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        yield descriptor
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+async def _leave_on_q(keys: int, scope: "trio.CancelScope") -> None:
+    import trio
+
+    pressed = b" "
+    while pressed and b"q" not in pressed:
+        await trio.lowlevel.wait_readable(keys)
+        pressed = os.read(keys, 64)
+    scope.cancel()
 
 
 def _print(snapshot: Snapshot, console: "Console", *, as_json: bool) -> None:

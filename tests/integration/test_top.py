@@ -2,6 +2,7 @@
 
 import json
 import sys
+import termios
 
 import pexpect
 
@@ -31,6 +32,19 @@ def test_a_terminal_is_drawn_anew_until_ctrl_c(swarm_of_three, monkeypatch):
         child.expect("3 nodes, 1 models")
     child.sendintr()
     child.expect(pexpect.EOF)
+    child.close()
+    assert (child.exitstatus, child.signalstatus) == (0, None)
+
+
+def test_q_leaves_and_gives_the_terminal_back(swarm_of_three, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    arguments = ["-m", "llamanet", "top", "--interval", "60", "--bootstrap-nodes", swarm_of_three[0].dht_address]
+    child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=30, dimensions=(30, 160))
+    before = termios.tcgetattr(child.child_fd)
+    child.expect("3 nodes, 1 models")
+    child.send("xq")
+    child.expect(pexpect.EOF)
+    assert termios.tcgetattr(child.child_fd) == before
     child.close()
     assert (child.exitstatus, child.signalstatus) == (0, None)
 
