@@ -23,9 +23,11 @@ from llamanet.dht.guard import (
     VERIFY_RATE,
 )
 from llamanet.dht.handlers import Handlers
+from llamanet.dht.overlay import MAX_CHECKS
 from llamanet.dht.requests import Outcome
 from llamanet.dht.routing import PER_SUBNET_IN_TABLE
 from llamanet.dht.search import MAX_UNANSWERED_OF_A_SUBNET
+from llamanet.errors import RpcTimeout
 from llamanet.testing.network import MemoryNetwork
 from llamanet.wire.envelope import Network
 from llamanet.wire.record import MAX_RECORD_BYTES, encode_record, is_signed, sign_record
@@ -321,6 +323,75 @@ async def test_a_holder_that_tells_forged_records_costs_its_readers_a_signature_
     assert len(verified) <= len(liars) + 1
 
 
+@pytest.mark.parametrize(
+    ("name", "age", "lifetime"), [("y", 0, 600), ("x", 700, 600), ("x", -120, 600)], ids=["key", "past", "future"]
+)
+async def test_a_genuine_record_that_is_not_for_now_and_this_key_is_not_told_on(
+    autojump_clock, nursery, name, age, lifetime
+):
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(20)
+    record = (await nodes[3].publish(key("x"), b"v", lifetime=600)).record
+    reader = closest_nodes(nodes, key("x"), 20)[-1]
+    other = sign_record(
+        identity(77),
+        Network(),
+        key=key(name),
+        sequence=1,
+        issued_at=int(reader.config.wall_clock()) - age,
+        lifetime=lifetime,
+        value=b"other",
+    )
+    for holder in closest_nodes(nodes, key("x"), 8):
+        page = holder._overlay._handlers.store.page
+
+        def lie(key, cursor, *, page=page, **options):
+            told = page(key, cursor, **options)
+            return attrs.evolve(told, records=(*told.records, encode_record(other)), total=told.total + 1)
+
+        holder._overlay._handlers.store.page = lie
+    assert await reader.get(key("x")) == [record]
+
+
+async def test_a_reply_in_an_introduction_proves_nothing(autojump_clock, nursery, monkeypatch):
+    """Whoever sees a transaction can write any key into an introduction's header, and forge the address as well."""
+    swarm = Swarm(nursery)
+    asker, asked = await swarm.start_many(2)
+    transaction = b"guessed."
+    monkeypatch.setattr("llamanet.dht.overlay.new_transaction", lambda: transaction)
+    asked.client_mode = True  # it answers nobody
+    forged = asked._overlay._envelope.seal_introduction(
+        encode_rpc(Pong(transaction=transaction, observed=swarm.addresses[asker]))
+    )
+
+    async def forge():
+        await trio.sleep(0.1)
+        swarm.network.send(forged, swarm.addresses[asked], swarm.addresses[asker])
+
+    nursery.start_soon(forge)
+    with pytest.raises(RpcTimeout):
+        await asker.ping(Contact(asked.identity.public_key, swarm.addresses[asked]))
+    assert asker.health().drops["unasked"] == 1
+
+
+async def test_a_contact_has_its_rate_too(autojump_clock, nursery):
+    swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.005, 0.01)))
+    nodes = await swarm.start_many(6)
+    victim, contact, honest = nodes[2], nodes[3], nodes[4]
+    ping = encode_rpc(Ping(transaction=bytes(8), client=True))
+    datagram = contact._overlay._envelope.seal(victim.identity.public_key, ping)
+    served = victim.health().requests_served
+    start = trio.current_time()
+    async with trio.open_nursery() as inner:
+        inner.start_soon(flood, swarm, victim, datagram, [swarm.addresses[contact]], 100 * HONEST_RATE)
+        times = await ping_victim(honest, victim, swarm.addresses[victim])
+        inner.cancel_scope.cancel()
+    assert max(times) <= 0.02
+    assert victim.health().drops["rate"] > 1000
+    served = victim.health().requests_served - served - len(times)
+    assert served <= HOST_BURST + HOST_RATE * (trio.current_time() - start) + 100
+
+
 async def test_a_flood_of_stores_costs_bounded_signatures_and_is_not_felt(autojump_clock, nursery, monkeypatch):
     swarm = Swarm(nursery, MemoryNetwork(seed=1, delay=(0.005, 0.01)))
     nodes = await swarm.start_many(6)
@@ -414,9 +485,11 @@ async def test_a_flood_of_askers_that_cannot_be_asked_does_not_stop_our_own_ping
     victim, honest = nodes[0], nodes[1]
     attacker = Attacker(swarm)
     datagram = attacker.seal(victim, FindNode(transaction=bytes(8), client=False, target=key("x")), pad_to=320)
+    sent = victim.health().requests_sent
     for number in range(300):
         attacker.send(swarm, victim, datagram, source=Address(f"9.{number // 200}.{number % 200}.1", 1))
     await trio.sleep(0.02)
+    assert 0 < victim.health().requests_sent - sent <= MAX_CHECKS
     served = honest.health().requests_served
     victim._overlay.check(Contact(honest.identity.public_key, swarm.addresses[honest]))
     await trio.sleep(0.02)

@@ -178,6 +178,10 @@ def test_a_token_of_another_address_key_or_time_is_refused(handlers, token):
     reply = store(handlers, record, contact(7), token=token)
     assert isinstance(reply, Refused)
     assert reply.reason == "token"
+    other_port = Contact(contact(7).public_key, Address(contact(7).address.host, 9))
+    assert isinstance(
+        store(handlers, record, other_port, token=ask(handlers, find_node(record.key), contact(7)).token), Refused
+    )
     other_key = ask(handlers, find_node(key("other")), contact(7)).token
     assert isinstance(store(handlers, record, contact(7), token=other_key), Refused)
     good = ask(handlers, find_value(record.key), contact(7), now=10.0).token

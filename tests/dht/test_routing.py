@@ -146,6 +146,7 @@ def test_a_failure_at_another_address_proves_nothing():
     for _ in range(10):
         table.failed(liar, 1.0)
     assert not table.has_urgent(1.0)
+    assert [entry.contact for entry in table] == [contact(1)]
 
 
 def test_a_contact_that_moved_is_found_at_its_new_address():
