@@ -4,7 +4,8 @@ Rules:
 - Ctrl-C stops the answer that runs, at its node too, and what there is of it stays in the conversation. At the prompt
   it takes back the line. Only /quit and the end of the input (Ctrl-D) leave.
 - A mistake or an error is one line, and the conversation goes on as it was before.
-- Answers go to standard output, all else to standard error. Without a terminal it reads its input line by line.
+- Answers go to standard output, all else to standard error. Without a terminal it reads its input line by line,
+  and fails (exit status 1) if its last question was not answered.
 """
 
 import contextlib
@@ -64,6 +65,8 @@ def command(
         for line in _lines():
             if not chat.take(line):
                 break
+    if chat.unanswered and not sys.stdin.isatty():
+        raise click.exceptions.Exit(1)
 
 
 def _lines() -> Iterator[str]:
@@ -106,6 +109,8 @@ class _Chat:
         self._client = client
         self._conversation = conversation
         self._last_node: str | None = None
+        self.unanswered = False
+        """Whether the last question got no answer, or not all of it."""
 
     def take(self, line: str) -> bool:
         """Do what a line says; False if it says to leave."""
@@ -158,6 +163,7 @@ class _Chat:
     def _ask(self, question: str) -> None:
         conversation = self._conversation
         conversation.ask(question)
+        self.unanswered = True
         texts: list[str] = []
         silence = contextlib.ExitStack()
         try:
@@ -175,6 +181,7 @@ class _Chat:
             if texts:
                 write("\n")
             conversation.answer("".join(texts))
+        self.unanswered = False
         _say(closing_line(stream.reply()), "bright_black")
 
 

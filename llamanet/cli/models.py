@@ -78,7 +78,7 @@ def _print_local(data_dir: Path | None, *, as_json: bool) -> None:
             "file": lambda row: row["files"][0],
         },
         rows,
-        spare=("sha-256", "quant", "from"),
+        spare=("file", "sha-256"),
     )
     if not rows:
         click.echo("no model was pulled yet; get one by: llamanet pull hf:owner/repo", err=True)

@@ -31,7 +31,8 @@ def command(model: str, data_dir: Path | None, log_level: str, log_format: str) 
 
     source = parse_source(model)
     if not isinstance(source, HubSource):
-        raise UserError(f"{model} is in no repository of the hub; write hf:owner/repo")
+        meant = f"hf:{model}" if model.count("/") == 1 and not model.endswith(".gguf") else "hf:owner/repo"
+        raise UserError(f"{model} is in no repository of the hub; write {meant}")
     with progress_bars() as report:
         path = newest_model(source, (data_dir or default_data_dir()) / "digests.json", report)
     click.echo(path)

@@ -105,3 +105,9 @@ def test_a_pipe_is_read_line_by_line_and_mistakes_are_one_line(run, bootstrap, t
 def test_a_model_that_nobody_serves_is_told_at_once(run, bootstrap):
     result = run("chat", "--bootstrap-nodes", bootstrap, "--model", "nobody-has-it", stdin="")
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_pipe_whose_last_question_is_not_answered_fails(run, tmp_path):
+    result = run("chat", "--bootstrap-nodes", "127.0.0.1:9", stdin="hi\n", XDG_STATE_HOME=str(tmp_path))
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert result.stderr.startswith("error: not joined to any swarm")
