@@ -5,7 +5,8 @@ Rules:
 - Votes are kept of a bounded number of subnets, the latest ones.
 - An address that somebody announced is doubted when most votes that could have named it name another. A vote could if
   it is of the same family, and of at least the same scope: a peer on our own site may well see another address than the
-  world does, but nobody out in the world sees a private one.
+  world does, but nobody out in the world sees a private one. So what peers on this machine see, which is loopback
+  whatever else is right, casts doubt on no address but a loopback one.
 """
 
 from collections import Counter

@@ -353,6 +353,44 @@ async def test_a_genuine_record_that_is_not_for_now_and_this_key_is_not_told_on(
     assert await reader.get(key("x")) == [record]
 
 
+@pytest.mark.parametrize("empty", [True, False])
+async def test_a_holder_whose_pages_never_end_does_not_keep_a_reader(autojump_clock, nursery, monkeypatch, empty):
+    monkeypatch.setattr("llamanet.dht.search.MAX_PAGES", 20)
+    swarm = Swarm(nursery)
+    nodes = await swarm.start_many(20)
+    record = (await nodes[3].publish(key("x"), b"v", lifetime=600)).record
+    liar = next(node for node in closest_nodes(nodes, key("x"), 8) if node is not nodes[3])
+    reader = closest_nodes(nodes, key("x"), 20)[-1]
+    page, asked = liar._overlay._handlers.store.page, []
+
+    def lie(key, cursor, **options):
+        asked.append(cursor)
+        told = page(key, None, **options)
+        return attrs.evolve(told, records=() if empty else told.records, total=2**31, next_cursor=len(asked))
+
+    liar._overlay._handlers.store.page = lie
+    assert await reader.get(key("x")) == [record]
+    assert len(asked) == (1 if empty else 20)
+
+
+async def test_what_a_node_would_not_or_could_not_answer_is_counted(autojump_clock, nursery, monkeypatch):
+    swarm = Swarm(nursery)
+    victim = await swarm.start(0)
+    attacker = Attacker(swarm)
+    ping = Ping(transaction=bytes(8), client=True)
+    real_send = victim._overlay.transport.send
+    with monkeypatch.context() as patch:
+        patch.setattr(victim._overlay.transport, "send", lambda d, to: to != attacker.address and real_send(d, to))
+        attacker.send(swarm, victim, attacker.seal(victim, ping))
+        await trio.sleep(1)
+    assert victim.health().drops["unsent"] == 1
+    victim.client_mode = True
+    attacker.send(swarm, victim, attacker.seal(victim, ping))
+    await trio.sleep(1)
+    assert victim.health().drops["client"] == 1
+    assert attacker.received == []
+
+
 async def test_a_reply_in_an_introduction_proves_nothing(autojump_clock, nursery, monkeypatch):
     """Whoever sees a transaction can write any key into an introduction's header, and forge the address as well."""
     swarm = Swarm(nursery)
