@@ -26,7 +26,7 @@ from llamanet.dht.handlers import Handlers
 from llamanet.dht.overlay import MAX_CHECKS
 from llamanet.dht.requests import Outcome
 from llamanet.dht.routing import PER_SUBNET_IN_TABLE
-from llamanet.dht.search import MAX_UNANSWERED_OF_A_SUBNET
+from llamanet.dht.search import MAX_UNANSWERED_OF_A_SUBNET, VERIFIED_RECORDS, RecordVerifier
 from llamanet.errors import RpcTimeout
 from llamanet.testing.network import MemoryNetwork
 from llamanet.wire.envelope import Network
@@ -389,6 +389,16 @@ async def test_what_a_node_would_not_or_could_not_answer_is_counted(autojump_clo
     await trio.sleep(1)
     assert victim.health().drops["client"] == 1
     assert attacker.received == []
+
+
+def test_a_reader_remembers_few_signatures():
+    verifier = RecordVerifier(Network())
+    for number in range(VERIFIED_RECORDS + 50):
+        record = sign_record(
+            identity(1), Network(), key=key("x"), sequence=number, issued_at=1000, lifetime=600, value=b"v"
+        )
+        assert verifier.verify_untrusted(encode_record(record), key("x"), 1000.0) == record
+    assert len(verifier._verified) == VERIFIED_RECORDS
 
 
 async def test_a_reply_in_an_introduction_proves_nothing(autojump_clock, nursery, monkeypatch):
