@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import tracemalloc
 
 import attrs
 import msgpack
@@ -198,6 +199,17 @@ def test_arrays_that_claim_much_cost_little(size):
     start = time.process_time()
     refusal(plain.unpack_msgpack_untrusted, data)
     assert time.process_time() - start < 0.05
+
+
+@pytest.mark.parametrize("claim", [b"\xdc\xff\xff", b"\xdc\x00\x80", b"\xdd\x00\xff\xff\xff", b"\x81\xa1a\xde\xff\xff"])
+def test_a_datagram_of_arrays_that_claim_much_takes_little_room(claim):
+    tracemalloc.start()
+    try:
+        refusal(plain.unpack_datagram_untrusted, claim * (1120 // len(claim)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_zeros_pad_and_nothing_else_does():
