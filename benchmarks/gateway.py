@@ -91,6 +91,8 @@ class Http:
             more = await stream.receive_some()
             if not more:
                 break
+            if not data and not more.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(f"port {self.port} answered {more!r}")  # Whose end looks different.
             now = time.perf_counter()
             heard.arrivals += [now] * len(_CONTENT.findall(more))
             data = (data + more)[-1000:]
