@@ -114,7 +114,7 @@ async def _serve(app: ASGIApp, listener: trio.SocketListener, tls: ssl.SSLContex
         finally:
             live.discard(stream)
 
-    async def cut() -> None:
+    async def cut(connections: trio.Nursery) -> None:
         try:
             await stop.wait()
             await trio.sleep(DRAIN_S)
@@ -122,10 +122,11 @@ async def _serve(app: ASGIApp, listener: trio.SocketListener, tls: ssl.SSLContex
             # hypercorn shields what it sends: cancelling alone would wait for a reader that stalls.
             for stream in live:
                 stream.socket.close()
+        connections.cancel_scope.cancel()
 
     async with trio.open_nursery() as cutter:
-        cutter.start_soon(cut)
         async with trio.open_nursery() as connections:
+            cutter.start_soon(cut, connections)
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(
                     partial(trio.serve_listeners, serve_connection, [listener], handler_nursery=connections)

@@ -125,6 +125,19 @@ async def test_draining_waits_for_no_reader_who_stalls(server, monkeypatch):
                 await trio.sleep(0.05)
 
 
+async def test_draining_waits_for_no_answer_behind_which_more_is_asked(server, monkeypatch):
+    monkeypatch.setattr(service, "DRAIN_S", 0.1)
+    whole = {"prompt": "hello", "temperature": 0, "max_tokens": 2_000}
+    async with await connect(server) as stream:
+        await stream.send_all(request("/v1/completions", whole) + request("/health", method="GET"))
+        with trio.fail_after(5):
+            while not server.gateway.swarm.statistics.in_flight:  # noqa: ASYNC110 -- there is no event
+                await trio.sleep(0.05)
+            server.stop.set()
+            while server.gateway.swarm.statistics.in_flight:  # noqa: ASYNC110 -- there is no event
+                await trio.sleep(0.05)
+
+
 async def test_a_taken_port_is_one_line(server):
     async with Swarm() as swarm:
         with pytest.raises(UserError, match=r"the port is taken \(--http-port \(HTTP_PORT\)\)"):
