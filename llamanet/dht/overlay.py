@@ -269,6 +269,7 @@ class Overlay:
             return
         now = trio.current_time()
         asker = contact_at(sender, source.host, source.port)
+        sender = asker.public_key  # one object for all that is kept under it, and not one from each datagram
         known = self.table.is_proved(asker)
         if not known and not (self._guard.admit(source.host, now) and self._may_open(sender, source, now)):
             self.drops.count("rate")

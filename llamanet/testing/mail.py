@@ -95,4 +95,7 @@ def _box(sender: "SimulatedNode", receiver: "SimulatedNode", message: Request | 
     datagram = sender.envelope.seal(receiver.contact.public_key, encode_rpc(message, pad_to=pad_to))
     sender.sent_bytes += len(datagram)
     receiver.received_bytes += len(datagram)
-    return decode_rpc_untrusted(receiver.envelope.open_untrusted(datagram).payload)
+    receiver.envelope.check_header_untrusted(datagram)
+    # The key of the contact, as in `Overlay.deliver`, for what is kept under it.
+    sender_key = sender.contact.public_key
+    return decode_rpc_untrusted(receiver.envelope.open_checked_untrusted(datagram, sender_key, introduction=False))

@@ -112,10 +112,12 @@ class Envelope:
 
         Raises `BadMessage`.
         """
-        keys = self._keys_of.pop(peer, None) or self._compute_keys(peer)
-        self._keys_of[peer] = keys
-        if len(self._keys_of) > PEER_KEYS:
-            del self._keys_of[next(iter(self._keys_of))]  # used longest ago
+        keys = self._keys_of.get(peer)
+        if keys is None or len(self._keys_of) > PEER_KEYS // 2:  # their order matters only if one must go soon
+            keys = self._keys_of.pop(peer, None) or self._compute_keys(peer)
+            self._keys_of[peer] = keys
+            if len(self._keys_of) > PEER_KEYS:
+                del self._keys_of[next(iter(self._keys_of))]  # used longest ago
         return keys
 
     def has_keys_of(self, peer: PublicKey) -> bool:
