@@ -74,6 +74,12 @@ def test_python_is_python(page):
             compile(block.text, f"{page.name}:{block.line}", "exec", flags=0x2000)  # Top-level await.
 
 
+def test_the_simulation_on_the_page_of_the_dht_finds_its_record(capsys):
+    [block] = [block for block in blocks_of(ROOT / "docs/dht.md") if block.language == "python"]
+    exec(block.text, {})
+    assert re.fullmatch(r"Found\(first_value_s=0\.\d+, hops=\d+, requests=\d+\)\n", capsys.readouterr().out)
+
+
 def test_readme_and_start_show_every_command():
     text = Path(ROOT / "README.md").read_text() + Path(ROOT / "docs/start.md").read_text()
     assert [name for name in COMMANDS if f"llamanet {name}" not in text] == []
