@@ -15,29 +15,21 @@ from llamanet._version import __version__
 from llamanet.dht.bootstrap import keep_in_touch, load_contacts, parse_peer, return_to
 from llamanet.dht.config import DhtConfig
 from llamanet.dht.dial_back import REPLY_S, serve_dials
-from llamanet.dht.distance import distance, usable
-from llamanet.dht.guard import TOKEN_ROTATION_S
+from llamanet.dht.distance import usable
 from llamanet.dht.handlers import LiveState
 from llamanet.dht.health import Health, percentiles
 from llamanet.dht.overlay import Overlay
+from llamanet.dht.publishing import Published, Publisher
 from llamanet.dht.requests import Outcomes, new_transaction
 from llamanet.dht.search import RecordVerifier, read
 from llamanet.dht.shards import Crowd
-from llamanet.dht.storage import Kept, RecordStore, Refusal
+from llamanet.dht.storage import RecordStore
 from llamanet.dht.transport import Transport, UdpTransport
 from llamanet.dht.upkeep import explore, keep_fresh, save_good_contacts, watch_address
-from llamanet.errors import BadMessage, RpcRefused, RpcTimeout
+from llamanet.errors import RpcRefused, RpcTimeout
 from llamanet.wire.identity import Identity, PublicKey
-from llamanet.wire.record import Record, encode_record, sign_record
-from llamanet.wire.rpc import Address, Contact, DialBack, DialedBack, FindNode, Nodes, Pong, Refused, Store, Stored
-
-TOKEN_REUSE_S = TOKEN_ROTATION_S - 30.0
-"""A write token is good for a rotation at least."""
-OWN_SOURCE = b""
-"""The source prefix of what we store with ourselves."""
-
-REMEMBERED_KEYS = 256
-"""Of what we publish, whose holders we remember."""
+from llamanet.wire.record import Record
+from llamanet.wire.rpc import Address, Contact, DialBack, DialedBack, FindNode, Nodes, Pong, Refused
 
 __all__ = ["Dht", "DhtConfig", "Health", "LiveState", "Pinged", "Published", "serve_dht"]
 
@@ -48,32 +40,6 @@ class Pinged:
 
     rtt: float
     pong: Pong
-
-
-@attrs.frozen
-class Published:
-    """The record that was published, how many nodes keep it (ourselves included), and how many were asked to.
-
-    `publishers` is about how many publishers its key has, `elsewhere` how many other nodes keep the record, and
-    `refusals` why some would not (values of `storage.Refusal`).
-    """
-
-    record: Record
-    stored: int
-    asked: int
-    publishers: int
-    elsewhere: int
-    refusals: frozenset[str]
-
-
-@attrs.frozen
-class _Holders:
-    """Who stored our last record under a key, nearest first, with their write tokens; and when they were looked up."""
-
-    tokens: dict[Contact, bytes]
-    keeps: bool
-    """Whether we are one of them."""
-    found_at: float
 
 
 class Dht:
@@ -88,9 +54,7 @@ class Dht:
         self._store = store
         self._live_state = live_state
         self._verifier = RecordVerifier(self.network)
-        self._sequence = 0
-        self._holders: dict[bytes, _Holders] = {}
-        self._refused = dict.fromkeys((refusal.value for refusal in Refusal), 0)
+        self._publisher = Publisher(overlay, store, self._verifier)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -155,7 +119,7 @@ class Dht:
             observed=dict(overlay.votes.counted()),
             observed_instead=overlay.observed_instead,
             drops=dict(overlay.drops.counts),
-            refused=dict(self._refused),
+            refused=dict(self._publisher.refused),
         )
 
     # --- asking -------------------------------------------------------------------------------------------------------
@@ -318,25 +282,7 @@ class Dht:
         Does not wait for nodes that are slower than their own timeouts; those count as not stored. With several
         `disjoint_paths` (as in `find_nodes`) the nearest nodes of each path are asked to store.
         """
-        published = self._sign(key, value, lifetime)
-        tokens = await self._overlay.find_nodes(key, self.config.replicas, paths=disjoint_paths)
-        own_distance = distance(self.identity.node_id, key)
-        nearer = sum(1 for contact in tokens if distance(contact.node_id, key) < own_distance)
-        keeps = not self.client_mode and nearer < self.config.replicas
-        targets = tokens if disjoint_paths > 1 else dict(list(tokens.items())[: self.config.replicas - keeps])
-        crowd = Crowd()
-        holders, newest, refusals = await self._store_at(published, targets, crowd)
-        if newest >= published.sequence:  # we published before, by a clock that was ahead
-            self._sequence = newest
-            published = self._sign(key, value, lifetime)
-            holders, _, refusals = await self._store_at(published, targets, crowd)
-        kept = keeps and self._keep(published, crowd)
-        self._holders.pop(key, None)
-        self._holders[key] = _Holders({contact: tokens[contact] for contact in holders}, kept, trio.current_time())
-        if len(self._holders) > REMEMBERED_KEYS:
-            del self._holders[next(iter(self._holders))]
-        asked, elsewhere = len(targets) + keeps, len(holders)
-        return Published(published, elsewhere + kept, asked, crowd.publishers, elsewhere, refusals)
+        return await self._publisher.publish(key, value, lifetime=lifetime, disjoint_paths=disjoint_paths)
 
     async def renew(self, key: bytes, value: bytes, *, lifetime: int, most: int) -> Published:
         """As `publish`, at up to `most` of the nodes that stored what we published there last, without looking them up.
@@ -344,77 +290,11 @@ class Dht:
         That costs a tenth of a lookup. If one of them does not store it, or none is known whose write token is surely
         still good, this is `publish`. Nodes that came nearer to the key meanwhile are not asked.
         """
-        holders = self._holders.get(key)
-        if holders is None or not holders.tokens or trio.current_time() - holders.found_at > TOKEN_REUSE_S:
-            return await self.publish(key, value, lifetime=lifetime)
-        published = self._sign(key, value, lifetime)
-        targets = dict(list(holders.tokens.items())[:most])
-        crowd = Crowd()
-        stored_at, _, refusals = await self._store_at(published, targets, crowd)
-        if len(stored_at) < len(targets):
-            return await self.publish(key, value, lifetime=lifetime)
-        kept = holders.keeps and self._keep(published, crowd)
-        asked, elsewhere = len(targets) + holders.keeps, len(stored_at)
-        return Published(published, elsewhere + kept, asked, crowd.publishers, elsewhere, refusals)
-
-    def _keep(self, record: Record, crowd: Crowd) -> bool:
-        """Keep a record of ours ourselves."""
-        outcome = self._store.put(record, encode_record(record), OWN_SOURCE, self.config.wall_clock())
-        crowd.told.append(self._store.publishers_of(record.key))
-        return isinstance(outcome, Kept)
+        return await self._publisher.renew(key, value, lifetime=lifetime, most=most)
 
     async def withdraw(self, key: bytes) -> None:
         """Publish that we have nothing under `key` any more."""
         await self.publish(key, b"", lifetime=0)
-
-    def _sign(self, key: bytes, value: bytes, lifetime: int) -> Record:
-        wall_now = self.config.wall_clock()
-        self._sequence = max(self._sequence + 1, int(wall_now * 1000))
-        return sign_record(
-            self.identity,
-            self.network,
-            key=key,
-            sequence=self._sequence,
-            issued_at=int(wall_now),
-            lifetime=lifetime,
-            value=value,
-        )
-
-    async def _store_at(
-        self, record: Record, targets: dict[Contact, bytes], crowd: Crowd
-    ) -> tuple[list[Contact], int, frozenset[str]]:
-        """Which of `targets` store the record, the highest sequence that one has instead, and the refusals."""
-        encoded = encode_record(record)
-        outcomes = Outcomes()
-        for contact, token in targets.items():
-            request = Store(transaction=new_transaction(), client=self.client_mode, token=token, record=encoded)
-            self._overlay.requests.ask(contact, request, outcomes.put)
-        waiting, newest = set(targets), -1
-        stored: set[Contact] = set()
-        refusals: set[str] = set()
-        while waiting:
-            for outcome in await outcomes.take():
-                if outcome.contact is not None:
-                    waiting.discard(outcome.contact)
-                if isinstance(outcome.reply, Stored | Refused) and outcome.reply.publishers:
-                    crowd.told.append(outcome.reply.publishers)
-                if isinstance(outcome.reply, Stored) and outcome.contact is not None:
-                    stored.add(outcome.contact)
-                elif isinstance(outcome.reply, Refused):
-                    reason = outcome.reply.reason if outcome.reply.reason in self._refused else Refusal.OTHER.value
-                    self._refused[reason] += 1
-                    refusals.add(reason)
-                    newest = max(newest, self._own_sequence_untrusted(outcome.reply.newer, record.key))
-        return [contact for contact in targets if contact in stored], newest, frozenset(refusals)
-
-    def _own_sequence_untrusted(self, encoded: bytes | None, key: bytes) -> int:
-        if encoded is None:
-            return -1
-        try:
-            record = self._verifier.verify_untrusted(encoded, key, self.config.wall_clock())
-        except BadMessage:
-            return -1
-        return record.sequence if record.public_key == self.identity.public_key else -1
 
 
 async def serve_dht(

@@ -15,10 +15,10 @@ from llamanet.dht.guard import Drops, Guard, WriteTokens
 from llamanet.dht.handlers import Handlers
 from llamanet.dht.lookup import Lookup
 from llamanet.dht.overlay import CHECK_BYTES, MAX_CHECKS, lookup_in
+from llamanet.dht.publishing import OWN_SOURCE
 from llamanet.dht.requests import RoundTrips
 from llamanet.dht.routing import RoutingTable
 from llamanet.dht.search import RecordVerifier
-from llamanet.dht.service import OWN_SOURCE
 from llamanet.dht.shards import Crowd
 from llamanet.dht.storage import Kept, RecordStore
 from llamanet.errors import BadMessage

@@ -13,7 +13,8 @@ from llamanet.dht.bootstrap import JOINED_RETRY_S
 from llamanet.dht.distance import common_prefix_bits, number_of
 from llamanet.dht.handlers import Handlers
 from llamanet.dht.overlay import Overlay
-from llamanet.dht.service import TOKEN_REUSE_S, DhtConfig, serve_dht
+from llamanet.dht.publishing import TOKEN_REUSE_S
+from llamanet.dht.service import DhtConfig, serve_dht
 from llamanet.errors import RpcTimeout, UserError
 from llamanet.testing.network import MemoryNetwork
 from llamanet.wire.envelope import MAX_DATAGRAM_BYTES, Network

@@ -8,7 +8,8 @@ import trio
 import trio.testing
 
 from llamanet.dht import shards as shards_module
-from llamanet.dht.service import OWN_SOURCE, DhtConfig, serve_dht
+from llamanet.dht.publishing import OWN_SOURCE
+from llamanet.dht.service import DhtConfig, serve_dht
 from llamanet.dht.storage import RecordStore, Refusal, Rejected
 from llamanet.node import announcer as announcer_module
 from llamanet.node.announcer import Announcement, Announcer, local_hosts
