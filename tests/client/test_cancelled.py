@@ -95,11 +95,11 @@ async def test_cancelled_ever_later_while_its_client_joins_nothing_is_left(autoj
             for label in cluster.nodes:
                 cluster.freeze(label)
             client = await cluster.start_client(clients)
-            with trio.move_on_after(4.0 * moment / 15) as scope:
+            with trio.move_on_after(4.5 * moment / 15) as scope:
                 async with trio.open_nursery() as asking:
                     asking.start_soon(generate, client, "hello", 4)
                     asking.start_soon(generate, client, "prompt", 4)
-                    await trio.sleep(2.0)
+                    await trio.sleep(1.0)
                     waited += not client._dht.joined
                     if joins:
                         for label in cluster.nodes:
