@@ -122,7 +122,7 @@ class _Sources:
 
 
 class _Shared:
-    """What all may do together, of which one public subnet, or one private address, gets a share."""
+    """What all may do together, and the share of it that one public subnet, or one private address, gets."""
 
     def __init__(self, rate: float, burst: float, source_rate: float, source_burst: float, now: float) -> None:
         self._all = Allowance(rate, burst, now)
@@ -130,9 +130,13 @@ class _Shared:
         self._sources: dict[bytes | str, Allowance] = {}
 
     def admit(self, host: str, now: float) -> bool:
-        rate, burst = self._source_rate, self._source_burst
-        share = _allowance_of(self._sources, subnet_of(host) or host, rate, burst, MAX_SUBNETS, now)
-        return share.take(now) and self._all.take(now)
+        """Whether `host` may do it once more; it is counted if so. This machine's share is the whole."""
+        if not _is_own_machine(host):
+            rate, burst = self._source_rate, self._source_burst
+            share = _allowance_of(self._sources, subnet_of(host) or host, rate, burst, MAX_SUBNETS, now)
+            if not share.take(now):
+                return False
+        return self._all.take(now)
 
 
 class Guard:
@@ -230,20 +234,11 @@ class Unanswered:
             allowance.give()
 
 
-class Dials:
-    """How often others' hosts are dialled back at their request. `now` is in seconds."""
+class Dials(_Shared):
+    """How often others' hosts are dialled back at their request."""
 
     def __init__(self) -> None:
-        self._sources: dict[bytes | str, Allowance] = {}
-        self._all = Allowance(DIAL_RATE, DIAL_BURST, 0.0)
-
-    def admit(self, host: str, now: float) -> bool:
-        """Whether `host` is dialled; it is counted if so."""
-        if not _is_own_machine(host):
-            rate, burst = SOURCE_DIAL_RATE, SOURCE_DIAL_BURST
-            if not _allowance_of(self._sources, subnet_of(host) or host, rate, burst, MAX_SUBNETS, now).take(now):
-                return False
-        return self._all.take(now)
+        super().__init__(DIAL_RATE, DIAL_BURST, SOURCE_DIAL_RATE, SOURCE_DIAL_BURST, 0.0)
 
 
 class WriteTokens:

@@ -274,8 +274,8 @@ class Overlay:
         if not known and not (self._guard.admit(source.host, now) and self._may_open(sender, source, now)):
             self.drops.count("rate")
             return
+        introduction = self._envelope.is_introduction(datagram)
         try:
-            introduction = self._envelope.is_introduction(datagram)
             payload = self._envelope.open_checked_untrusted(datagram, sender, introduction=introduction)
         except BadMessage:
             self.drops.count("box")

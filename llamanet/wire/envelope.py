@@ -37,7 +37,7 @@ MAX_DATAGRAM_BYTES = 1200
 """Passes every path that carries IPv6 (1,280 bytes, RFC 8200) without fragments."""
 MAX_PAYLOAD_BYTES = MAX_DATAGRAM_BYTES - HEADER_BYTES - MAC_BYTES
 PEER_KEYS = 4096
-"""How many peers' keys are remembered, the first ones forgotten first; computing them takes some 40 µs."""
+"""How many peers' keys are remembered, those used longest ago forgotten first; computing them takes some 40 µs."""
 
 
 def _check_name(network: "Network", attribute: "attrs.Attribute[str]", name: str) -> None:
